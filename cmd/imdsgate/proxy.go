@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"imdsgate/internal/audit"
+	"imdsgate/internal/gate"
+	"imdsgate/internal/imds"
+	"imdsgate/internal/policy"
+	"imdsgate/internal/upstream"
+	"imdsgate/internal/workload"
+)
+
+type proxyFlags struct {
+	agent, listen, upstream, policy, audit string
+	hosts                                  []string
+	limits                                 gate.Limits
+	logJSON                                bool
+}
+
+func proxyCmd(e *env) *cobra.Command {
+	var f proxyFlags
+	cmd := &cobra.Command{
+		Use:   "proxy",
+		Short: "Answer containers' metadata calls (no privilege needed)",
+		Long: `proxy answers metadata requests: it knows who is asking, decides, asks the
+metadata service, and writes one JSON line for each request.
+
+With --agent (the default) it gets its listeners, and its connections to the
+metadata service, from the agent: it needs no network, no capability and no
+particular user. With --listen it listens and dials by itself; callers are then
+known by their address only.
+
+The policy file lists typed actions; what is not allowed is denied:
+  allow: [versions.read, instance.read, events.read, identity.token]
+  deny: [events.approve]
+Without one, facts about the VM and its events may be read, and nothing that is
+a secret.`,
+		Example: `  imdsgate proxy --agent /run/imdsgate/agent.sock --policy policy.yaml
+  imdsgate proxy --listen :80 --audit /var/log/imdsgate.jsonl`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("agent") && f.listen != "" {
+				return usageError("--agent and --listen exclude each other")
+			}
+			return runProxy(e, f)
+		},
+	}
+	fl := cmd.Flags()
+	fl.StringVar(&f.agent, "agent", "/run/imdsgate/agent.sock", "unix socket of the agent")
+	fl.StringVar(&f.listen, "listen", "", "listen on this address, like :80, without an agent")
+	fl.StringVar(&f.upstream, "upstream", defaultUpstream, "the metadata service; give the agent the same")
+	fl.StringVar(&f.policy, "policy", "", "policy file (default: facts may be read, secrets may not)")
+	fl.StringVar(&f.audit, "audit", "-", "file that audit lines are appended to; - is stdout")
+	fl.StringArrayVar(&f.hosts, "host", nil, "further value of Host to accept, beside the service's addresses (repeatable)")
+	fl.IntVar(&f.limits.Conns, "max-connections", 256, "connections of one workload at the same time")
+	fl.IntVar(&f.limits.InFlight, "max-in-flight", 64, "requests of one workload to the service at the same time")
+	fl.DurationVar(&f.limits.HeaderTime, "header-time", 5*time.Second, "time for a request's header to arrive")
+	fl.DurationVar(&f.limits.IdleTime, "idle-time", 2*time.Minute, "time a connection is kept for its next request")
+	fl.DurationVar(&f.limits.DrainTime, "drain-time", 10*time.Second, "time for requests in flight at the end")
+	fl.BoolVar(&f.logJSON, "log-json", false, "log JSON lines instead of text")
+	return cmd
+}
+
+func (f *proxyFlags) check() error {
+	for _, n := range []struct {
+		name string
+		ok   bool
+	}{
+		{"--max-connections", f.limits.Conns > 0}, {"--max-in-flight", f.limits.InFlight > 0},
+		{"--header-time", f.limits.HeaderTime > 0}, {"--idle-time", f.limits.IdleTime > 0}, {"--drain-time", f.limits.DrainTime > 0},
+	} {
+		if !n.ok {
+			return usageError("%s: want more than zero", n.name)
+		}
+	}
+	return nil
+}
+
+func runProxy(e *env, f proxyFlags) error {
+	u, _, err := upstreamURL(f.upstream)
+	if err != nil {
+		return err
+	}
+	if err := f.check(); err != nil {
+		return err
+	}
+	p, err := readPolicy(f.policy)
+	if err != nil {
+		return err
+	}
+	out, err := openAudit(f.audit, e.stdout)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	if err := harden(); err != nil {
+		return fmt.Errorf("give up privileges: %w", err)
+	}
+	log := newLogger(e.stderr, f.logJSON)
+	client := &upstream.Client{Host: u.Host}
+	defer client.CloseIdle()
+	g := &gate.Gate{
+		Cloud: imds.Azure, Hosts: f.hosts, Directory: &workload.Directory{}, Policy: p, Source: client,
+		Audit: audit.NewJSON(out), Log: log, Limits: f.limits,
+	}
+	if f.listen != "" {
+		err = serveListen(e.ctx, f, g, log)
+	} else {
+		err = serveAgent(e.ctx, f, g, client, log)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), f.limits.DrainTime)
+	defer cancel()
+	if serr := g.Shutdown(ctx); serr != nil && !errors.Is(serr, context.DeadlineExceeded) {
+		err = errors.Join(err, serr)
+	}
+	return err
+}
+
+// serveListen is the proxy by hand: one listener of its own.
+func serveListen(ctx context.Context, f proxyFlags, g *gate.Gate, log *slog.Logger) error {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", f.listen)
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		return withHint(unsupported("--listen: %v", err), "ports below 1024 need CAP_NET_BIND_SERVICE; try --listen :8080")
+	case err != nil:
+		return withHint(fmt.Errorf("--listen: %w", err), "see who has the port with 'ss -ltnp', or give another one")
+	}
+	log.Info("ready", "listen", l.Addr().String(), "upstream", f.upstream, "proof", workload.Address)
+	return g.Serve(ctx, gate.Listener{Listener: l, Method: "listen", Proof: workload.Address})
+}
+
+func readPolicy(path string) (*policy.Policy, error) {
+	if path == "" {
+		return policy.Default(), nil
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, usageError("--policy: %v", err)
+	}
+	p, err := policy.Parse(path, text)
+	if err != nil {
+		return nil, withHint(usageError("%v", err), "see 'imdsgate proxy --help' for the form of the policy")
+	}
+	return p, nil
+}
+
+// openAudit opens the file for audit lines, readable by its owner only.
+func openAudit(path string, stdout io.Writer) (io.WriteCloser, error) {
+	if path == "-" {
+		return nopCloser{stdout}, nil
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|noFollow, 0o600)
+	if err != nil {
+		return nil, withHint(usageError("--audit: %v", err), "give a file that the proxy may append to, or - for stdout")
+	}
+	return f, nil
+}
+
+type nopCloser struct{ io.Writer }
+
+func (nopCloser) Close() error { return nil }

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"imdsgate/internal/gate"
+	"imdsgate/internal/handover"
+	"imdsgate/internal/redirect"
+	"imdsgate/internal/upstream"
+	"imdsgate/internal/workload"
+)
+
+const noFollow = unix.O_NOFOLLOW
+
+// harden makes sure that this process can never gain a privilege that it does
+// not have, and that others of the same user cannot read its memory, where
+// tokens are.
+func harden() error {
+	if _, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); errno != 0 && errno != unix.ENOTSUP {
+		return fmt.Errorf("no_new_privs: %w", errno)
+	}
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("dumpable: %w", err)
+	}
+	return nil
+}
+
+// serveAgent serves what the agent hands over.
+func serveAgent(ctx context.Context, f proxyFlags, g *gate.Gate, up *upstream.Client, log *slog.Logger) error {
+	if os.Geteuid() == 0 {
+		log.Warn("the proxy runs as root and needs no privilege at all: run it as another user")
+	}
+	t := &taken{ctx: ctx, gate: g, log: log, stops: make(map[uint64]context.CancelFunc)}
+	c := &handover.Client{Path: f.agent, Taker: t, Log: log}
+	t.lost = c.Lost
+	up.Dial = c.Dial
+	go func() {
+		select {
+		case <-c.Synced():
+			log.Info("ready", "agent", f.agent, "attached", g.Directory.Len(), "upstream", f.upstream, "uid", os.Geteuid())
+		case <-ctx.Done():
+		}
+	}()
+	err := c.Run(ctx)
+	t.done.Wait()
+	return err
+}
+
+// taken serves the listeners of each attachment.
+type taken struct {
+	ctx   context.Context
+	gate  *gate.Gate
+	log   *slog.Logger
+	lost  func(id uint64)
+	stops map[uint64]context.CancelFunc
+	done  sync.WaitGroup
+}
+
+func (t *taken) Take(o handover.Offer) {
+	ctx, stop := context.WithCancel(t.ctx)
+	t.stops[o.ID] = stop
+	t.gate.Directory.Set(o.ID, o.Workload)
+	for _, l := range o.Listeners {
+		t.done.Add(1)
+		go t.serve(ctx, o, l)
+	}
+}
+
+func (t *taken) serve(ctx context.Context, o handover.Offer, l net.Listener) {
+	defer t.done.Done()
+	err := t.gate.Serve(ctx, gate.Listener{
+		Listener: l, Attachment: o.ID, Method: o.Method, Proof: workload.Listener,
+		Local: []netip.AddrPort{redirect.IMDS4, redirect.IMDS6},
+	})
+	switch {
+	case errors.Is(err, gate.ErrListenerLost):
+		t.log.Warn("listener was destroyed from inside the namespace", "workload", o.Workload.ID, "attachment", o.ID)
+		t.lost(o.ID)
+	case err != nil && !errors.Is(err, net.ErrClosed):
+		t.log.Error("listener", "workload", o.Workload.ID, "error", err)
+	}
+}
+
+func (t *taken) Update(id uint64, w workload.Workload) { t.gate.Directory.Set(id, w) }
+
+func (t *taken) Release(id uint64) {
+	if stop := t.stops[id]; stop != nil {
+		stop()
+		delete(t.stops, id)
+	}
+	t.gate.Directory.Delete(id)
+}

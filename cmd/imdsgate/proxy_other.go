@@ -1,0 +1,19 @@
+//go:build !linux
+
+package main
+
+import (
+	"context"
+	"log/slog"
+
+	"imdsgate/internal/gate"
+	"imdsgate/internal/upstream"
+)
+
+const noFollow = 0
+
+func harden() error { return nil }
+
+func serveAgent(context.Context, proxyFlags, *gate.Gate, *upstream.Client, *slog.Logger) error {
+	return withHint(unsupported("--agent: there is no agent on this platform yet"), "run the proxy with --listen :80")
+}

@@ -1,0 +1,130 @@
+package agent
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"imdsgate/internal/bpf"
+	"imdsgate/internal/netns"
+)
+
+// ErrNoCgroup is returned by RaiseFence where no cgroup v2 hierarchy can be
+// written to.
+var ErrNoCgroup = errors.New("no writable cgroup v2 hierarchy")
+
+// Fence is the agent's own cgroup with the connect fence on it. A socket keeps
+// the cgroup that its creator was in: raise the fence before the first listener
+// is opened.
+type Fence struct {
+	fence     *bpf.Fence
+	dir, home string
+}
+
+// RaiseFence moves this process into a cgroup of its own, a child called name of
+// the one it is in, and lets no socket made from now on be connected by anybody
+// else, or to anywhere but upstream. Errors: ErrNoCgroup, bpf.ErrNotSupported,
+// os.ErrPermission.
+func RaiseFence(name string, upstream netip.AddrPort) (*Fence, error) {
+	home, err := ownCgroup()
+	if err != nil {
+		return nil, err
+	}
+	f := &Fence{home: home, dir: filepath.Join(home, name)}
+	if filepath.Base(home) == name {
+		f.dir, f.home = home, filepath.Dir(home)
+	}
+	if err := os.Mkdir(f.dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return nil, fmt.Errorf("%w: %w", ErrNoCgroup, err)
+	}
+	if err := f.raise(upstream); err != nil {
+		f.leave()
+		return nil, err
+	}
+	return f, nil
+}
+
+func (f *Fence) raise(upstream netip.AddrPort) error {
+	dir, err := os.Open(f.dir)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	id, err := bpf.CgroupID(dir)
+	if err != nil {
+		return err
+	}
+	host, err := netns.Current()
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	f.fence, err = bpf.AttachFence(dir, bpf.FenceRules{Cgroup: id, Netns: host.ID().Cookie, Upstream: upstream})
+	if err != nil {
+		return err
+	}
+	if err := enter(f.dir); err != nil {
+		return fmt.Errorf("%w: %w", ErrNoCgroup, err)
+	}
+	return nil
+}
+
+func enter(dir string) error {
+	return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0)
+}
+
+// Refused is how many connects the fence has refused.
+func (f *Fence) Refused() (uint64, error) { return f.fence.Refused() }
+
+// Close leaves the cgroup and removes it. Sockets that were made in it keep the
+// fence.
+func (f *Fence) Close() error { return errors.Join(f.leave(), f.fence.Close()) }
+
+func (f *Fence) leave() error {
+	if err := enter(f.home); err != nil {
+		return err
+	}
+	return unix.Rmdir(f.dir)
+}
+
+// ownCgroup is the directory of this process's cgroup v2.
+func ownCgroup() (string, error) {
+	mount, err := cgroupMount()
+	if err != nil {
+		return "", err
+	}
+	b, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(b)) {
+		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+			return filepath.Join(mount, path), nil
+		}
+	}
+	return "", ErrNoCgroup
+}
+
+// cgroupMount finds where cgroup v2 is mounted: /sys/fs/cgroup, or a folder of it
+// on hosts that still have v1 beside it.
+func cgroupMount() (string, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	for s := bufio.NewScanner(f); s.Scan(); {
+		before, after, ok := strings.Cut(s.Text(), " - ")
+		fields := strings.Fields(before)
+		if ok && strings.HasPrefix(after, "cgroup2 ") && len(fields) > 4 {
+			return fields[4], nil
+		}
+	}
+	return "", fmt.Errorf("%w: cgroup2 is not mounted", ErrNoCgroup)
+}

@@ -1,0 +1,211 @@
+package agent
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"imdsgate/internal/netns"
+	"imdsgate/internal/redirect"
+	"imdsgate/internal/testnet"
+)
+
+// TestMain plays the compromised proxy when it is started as one.
+func TestMain(m *testing.M) {
+	if to := os.Getenv("IMDSGATE_TEST_RECONNECT"); to != "" {
+		fmt.Print(reconnect(3, netip.MustParseAddrPort(to)))
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+func init() { runtime.LockOSThread() } // see package main
+
+// reconnect takes a connected socket apart and connects it to something else in
+// its own namespace, and says what it reads there.
+func reconnect(fd int, to netip.AddrPort) string {
+	unspec := unix.RawSockaddr{Family: unix.AF_UNSPEC} // disconnects
+	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&unspec)), unsafe.Sizeof(unspec))
+	if errno != 0 {
+		return "disconnect: " + errno.Error()
+	}
+	unix.SetNonblock(fd, false)
+	unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 2})
+	var own, sa unix.Sockaddr = &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}, &unix.SockaddrInet4{Port: int(to.Port())}
+	if to.Addr().Is6() {
+		own, sa = &unix.SockaddrInet6{Addr: netip.IPv6Loopback().As16()}, &unix.SockaddrInet6{Addr: to.Addr().As16(), Port: int(to.Port())}
+	} else {
+		sa.(*unix.SockaddrInet4).Addr = to.Addr().As4()
+	}
+	unix.Bind(fd, own) // or it would call from the service's address
+	if err := unix.Connect(fd, sa); err != nil {
+		return "connect: " + err.Error()
+	}
+	buf := make([]byte, 64)
+	n, err := unix.Read(fd, buf)
+	if err != nil {
+		return "read: " + err.Error()
+	}
+	return "read " + string(buf[:n])
+}
+
+// TestFence hands sockets to a process outside the agent's cgroup, which tries
+// to use them as doors. Without the fence it gets in: the test can fail.
+func TestFence(t *testing.T) {
+	testnet.Require(t, testnet.BPF)
+	for _, tc := range []struct {
+		name   string
+		fenced bool
+		want   string
+	}{
+		{"proxy_reconnects_a_handed_over_socket", true, "connect: operation not permitted"},
+		{"control_without_fence", false, "read secret"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			home, err := ownCgroup()
+			if err != nil {
+				t.Fatal(err)
+			}
+			upstream := listenLocal(t)
+			ns := must[*netns.Handle](t)(netns.New())
+			defer ns.Close()
+			client4, client6 := clientSocket(t, ns, unix.AF_INET), clientSocket(t, ns, unix.AF_INET6)
+			if tc.fenced {
+				f, err := RaiseFence(fmt.Sprintf("imdsgate-test-%d", os.Getpid()), upstream)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() {
+					if n, err := f.Refused(); err != nil || n < 4 {
+						t.Errorf("Refused = %d, %v, want 4 at least", n, err)
+					}
+					if err := f.Close(); err != nil {
+						t.Error(err)
+					}
+					if now, _ := ownCgroup(); now != home {
+						t.Errorf("cgroup is %s after Close, was %s", now, home)
+					}
+				}()
+			}
+			r := must[*redirect.Redirector](t)(redirect.New(redirect.SkLookup))
+			att := must[*redirect.Attachment](t)(r.Attach(ns))
+			defer att.Close()
+			secret4, secret6 := secretIn(t, ns, "127.0.0.1:0"), secretIn(t, ns, "[::1]:0")
+
+			accepted4 := acceptOne(t, client4, att.V4, redirect.IMDS4)
+			try(t, "accepted", home, accepted4, secret4, tc.want)
+			accepted6 := acceptOne(t, client6, att.V6, redirect.IMDS6)
+			try(t, "accepted6", home, accepted6, secret6, tc.want)
+			try(t, "listener", home, att.V4, secret4, tc.want)
+
+			// The connection to the upstream lives in the host's namespace.
+			up, err := net.Dial("tcp", upstream.String())
+			if err != nil {
+				t.Fatalf("the agent itself cannot dial the upstream: %v", err)
+			}
+			defer up.Close()
+			f := must[*os.File](t)(up.(*net.TCPConn).File())
+			defer f.Close()
+			try(t, "upstream", home, f, listenLocal(t), tc.want)
+			if !tc.fenced {
+				return
+			}
+			if c, err := net.Dial("tcp", listenLocal(t).String()); err == nil {
+				c.Close()
+				t.Error("the agent itself can dial something else")
+			}
+		})
+	}
+}
+
+// try gives fd to a process in the home cgroup.
+func try(t *testing.T, what, home string, fd *os.File, to netip.AddrPort, want string) {
+	t.Helper()
+	dir := must[*os.File](t)(os.Open(home))
+	defer dir.Close()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "IMDSGATE_TEST_RECONNECT="+to.String())
+	cmd.ExtraFiles = []*os.File{fd}
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	out, err := cmd.CombinedOutput()
+	if got := string(out); err != nil || !strings.HasPrefix(got, want) {
+		t.Errorf("%s: got %q (%v), want %q", what, got, err, want)
+	}
+}
+
+func must[T any](t *testing.T) func(v T, err error) T {
+	t.Helper()
+	return func(v T, err error) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
+// listenLocal listens on the machine's own loopback and says "secret".
+func listenLocal(t *testing.T) netip.AddrPort {
+	t.Helper()
+	l := must[net.Listener](t)(net.Listen("tcp", "127.0.0.1:0"))
+	t.Cleanup(func() { l.Close() })
+	go testnet.Say(l, "secret")
+	return l.Addr().(*net.TCPAddr).AddrPort()
+}
+
+// secretIn listens on a namespace's private loopback.
+func secretIn(t *testing.T, ns *netns.Handle, address string) netip.AddrPort {
+	t.Helper()
+	l := must[net.Listener](t)(testnet.Listen(ns, address))
+	t.Cleanup(func() { l.Close() })
+	go testnet.Say(l, "secret")
+	return l.Addr().(*net.TCPAddr).AddrPort()
+}
+
+// clientSocket makes a socket that belongs to the container: in its namespace,
+// and in another cgroup than the agent's if called before the fence is raised.
+func clientSocket(t *testing.T, ns *netns.Handle, family int) int {
+	t.Helper()
+	fd := -1
+	err := ns.Do(func() error {
+		var err error
+		fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	return fd
+}
+
+// acceptOne has the container call, and returns the accepted connection.
+func acceptOne(t *testing.T, client int, listener *os.File, to netip.AddrPort) *os.File {
+	t.Helper()
+	l := must[net.Listener](t)(net.FileListener(listener))
+	defer l.Close()
+	var sa unix.Sockaddr = &unix.SockaddrInet4{Addr: redirect.IMDS4.Addr().As4(), Port: 80}
+	if to.Addr().Is6() {
+		sa = &unix.SockaddrInet6{Addr: to.Addr().As16(), Port: 80}
+	}
+	if err := unix.Connect(client, sa); err != nil {
+		t.Fatal(err)
+	}
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := must[*os.File](t)(c.(*net.TCPConn).File())
+	c.Close()
+	t.Cleanup(func() { f.Close() })
+	return f
+}

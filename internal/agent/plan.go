@@ -1,0 +1,113 @@
+// Package agent keeps redirections equal to containers. What is to be done is a
+// pure plan, made from what is wanted and what is held; then the steps are done.
+package agent
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"imdsgate/internal/workload"
+)
+
+// Key tells namespaces apart: the inode and cookie of a network namespace.
+type Key struct{ Inode, Cookie uint64 }
+
+// Held is what the plan knows of an attachment that is held.
+type Held struct {
+	ID       uint64
+	Workload workload.Workload
+	Alive    bool // its listeners still listen
+}
+
+// Backoff says since when and for how long a namespace has been trouble.
+type Backoff struct {
+	Until time.Time
+	Tries int
+}
+
+// Action is what a step does.
+type Action string
+
+// The actions, in the order in which a plan does them.
+const (
+	Detach Action = "detach" // nobody wants it any more
+	Reopen Action = "reopen" // its listeners were destroyed: detach and attach
+	Update Action = "update" // the same namespace, described differently
+	Attach Action = "attach" // wanted and not held
+)
+
+var order = []Action{Detach, Reopen, Update, Attach}
+
+// Step is one thing to do to one namespace.
+type Step struct {
+	Action   Action
+	Key      Key
+	ID       uint64            // of the attachment, zero for Attach
+	Workload workload.Workload // that is wanted, zero for Detach
+}
+
+// Plan compares what is wanted with what is held. It is pure and total; the
+// steps come in a fixed order. A namespace whose back-off has not ended gets no
+// Attach and no Reopen.
+func Plan(want map[Key]workload.Workload, have map[Key]Held, backoff map[Key]Backoff, now time.Time) []Step {
+	var steps []Step
+	for k, h := range have {
+		w, wanted := want[k]
+		switch {
+		case !wanted:
+			steps = append(steps, Step{Action: Detach, Key: k, ID: h.ID})
+		case !h.Alive && !now.Before(backoff[k].Until):
+			steps = append(steps, Step{Action: Reopen, Key: k, ID: h.ID, Workload: w})
+		case h.Alive && !equal(w, h.Workload):
+			steps = append(steps, Step{Action: Update, Key: k, ID: h.ID, Workload: w})
+		}
+	}
+	for k, w := range want {
+		if _, held := have[k]; !held && !now.Before(backoff[k].Until) {
+			steps = append(steps, Step{Action: Attach, Key: k, Workload: w})
+		}
+	}
+	slices.SortFunc(steps, func(a, b Step) int {
+		return cmp.Or(
+			cmp.Compare(slices.Index(order, a.Action), slices.Index(order, b.Action)),
+			cmp.Compare(a.Key.Inode, b.Key.Inode), cmp.Compare(a.Key.Cookie, b.Key.Cookie))
+	})
+	return steps
+}
+
+func equal(a, b workload.Workload) bool {
+	return a.ID == b.ID && a.Name == b.Name && slices.Equal(a.Members, b.Members) && maps.Equal(a.Labels, b.Labels)
+}
+
+// Group makes one workload of those that share a namespace, which the kernel
+// cannot tell apart: it has all their names, and only the labels on which they
+// agree. The order of members does not matter.
+func Group(members []workload.Workload) workload.Workload {
+	if len(members) == 1 {
+		return members[0]
+	}
+	members = slices.Clone(members)
+	slices.SortFunc(members, func(a, b workload.Workload) int { return cmp.Compare(a.ID, b.ID) })
+	var ids, names []string
+	labels := maps.Clone(members[0].Labels)
+	for _, m := range members {
+		ids, names = append(ids, string(m.ID)), append(names, m.Name)
+		for k, v := range labels {
+			if m.Labels[k] != v {
+				delete(labels, k)
+			}
+		}
+	}
+	slices.Sort(names)
+	return workload.Workload{ID: workload.ID(strings.Join(ids, "+")), Name: strings.Join(names, "+"), Labels: labels, Members: names}
+}
+
+// next is the back-off after one more failure: half a second, doubled each time,
+// at most half a minute.
+func (b Backoff) next(now time.Time) Backoff {
+	wait := min(500*time.Millisecond<<min(b.Tries, 10), 30*time.Second)
+	return Backoff{Until: now.Add(wait), Tries: b.Tries + 1}
+}

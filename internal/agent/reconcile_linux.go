@@ -1,0 +1,248 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"imdsgate/internal/discover"
+	"imdsgate/internal/handover"
+	"imdsgate/internal/netns"
+	"imdsgate/internal/redirect"
+	"imdsgate/internal/workload"
+)
+
+// backoffForgiven is how long a namespace must be without trouble before its
+// back-off starts from the beginning.
+const backoffForgiven = 30 * time.Second
+
+// observed is what a look at the source has found.
+type observed struct {
+	want    map[Key]workload.Workload
+	handles map[Key]*netns.Handle
+	trouble map[string]error // by workload
+}
+
+// observe opens the namespaces of everything that the source lists. What cannot
+// be had now is trouble, not an error: the next reconcile looks again.
+func (a *Agent) observe() observed {
+	found, missing := a.source.Find()
+	o := observed{handles: make(map[Key]*netns.Handle), trouble: make(map[string]error)}
+	for _, m := range missing {
+		o.trouble[string(m.ID)] = m.Err
+	}
+	members := make(map[Key][]workload.Workload)
+	for _, f := range found {
+		ns, err := a.open(f)
+		if err != nil {
+			o.trouble[string(f.Workload.ID)] = err
+			continue
+		}
+		k := keyOf(ns.ID())
+		members[k] = append(members[k], f.Workload)
+		if o.handles[k] != nil {
+			ns.Close()
+			continue
+		}
+		o.handles[k] = ns
+	}
+	o.want = make(map[Key]workload.Workload, len(members))
+	for k, ws := range members {
+		o.want[k] = Group(ws)
+	}
+	return o
+}
+
+func (a *Agent) open(f discover.Found) (*netns.Handle, error) {
+	ns, err := netns.Open(f.Netns)
+	if err != nil {
+		return nil, err
+	}
+	if a.Redirector.Host(ns.ID()) {
+		ns.Close()
+		return nil, fmt.Errorf("%s: %w: never steered", f.Netns, redirect.ErrHostNetns)
+	}
+	return ns, nil
+}
+
+// reconcile makes what is held equal to what is wanted.
+func (a *Agent) reconcile() {
+	now := time.Now()
+	o := a.observe()
+	have := make(map[Key]Held, len(a.held))
+	for k, e := range a.held {
+		have[k] = Held{ID: e.id, Workload: e.workload, Alive: e.att.Alive()}
+	}
+	for k, b := range a.backoff {
+		if now.Sub(b.Until) > backoffForgiven {
+			delete(a.backoff, k)
+		}
+	}
+	for _, s := range Plan(o.want, have, a.backoff, now) {
+		if err := a.do(s, o.handles); err != nil {
+			o.trouble[string(s.Workload.ID)] = fmt.Errorf("%s: %w", s.Action, err)
+		}
+	}
+	for _, ns := range o.handles {
+		ns.Close()
+	}
+	a.note(o.trouble)
+}
+
+// do does one step. Handles that it keeps are taken out of the map.
+func (a *Agent) do(s Step, handles map[Key]*netns.Handle) error {
+	switch s.Action {
+	case Detach:
+		return a.detach(s.Key)
+	case Update:
+		e := a.held[s.Key]
+		e.workload = s.Workload
+		if a.proxy != nil {
+			a.tell(a.proxy.Update(e.id, e.workload))
+		}
+		return nil
+	case Reopen:
+		if err := a.detach(s.Key); err != nil {
+			return err
+		}
+		a.backoff[s.Key] = a.backoff[s.Key].next(time.Now())
+	}
+	return a.attach(s.Key, s.Workload, handles)
+}
+
+func (a *Agent) attach(k Key, w workload.Workload, handles map[Key]*netns.Handle) error {
+	ns := handles[k]
+	start := time.Now()
+	att, err := a.Redirector.Attach(ns)
+	if err != nil {
+		a.backoff[k] = a.backoff[k].next(time.Now())
+		return err
+	}
+	delete(handles, k)
+	a.nextID++
+	e := &entry{id: a.nextID, ns: ns, workload: w, att: att}
+	a.held[k] = e
+	a.Log.Info("attached", "workload", w.ID, "netns", ns.ID(), "method", att.Method, "attachment", e.id, "took", time.Since(start).Round(time.Microsecond))
+	if a.proxy != nil {
+		a.tell(a.proxy.Attach(e.handover()))
+	}
+	return nil
+}
+
+// detach leaves the namespace as it was. The entry is gone whatever happens: what
+// could not be undone is reported.
+func (a *Agent) detach(k Key) error {
+	e := a.held[k]
+	delete(a.held, k)
+	err := a.Redirector.Detach(e.ns, e.att)
+	if a.proxy != nil {
+		a.tell(a.proxy.Detach(e.id))
+	}
+	e.att.Close()
+	e.ns.Close()
+	a.Log.Info("detached", "workload", e.workload.ID, "netns", e.ns.ID(), "attachment", e.id)
+	return err
+}
+
+// repair puts back what somebody has removed inside the namespaces.
+func (a *Agent) repair() {
+	for _, e := range a.held {
+		switch repaired, err := a.Redirector.Ensure(e.ns, e.att); {
+		case err != nil:
+			a.Log.Warn("look into namespace", "workload", e.workload.ID, "error", err)
+		case repaired:
+			a.Log.Warn("rules were removed from inside the namespace: put back", "workload", e.workload.ID)
+		}
+	}
+}
+
+// note logs each trouble once, for as long as it lasts.
+func (a *Agent) note(trouble map[string]error) {
+	last := make(map[string]bool, len(trouble))
+	for id, err := range trouble {
+		text := id + ": " + err.Error()
+		last[text] = true
+		if !a.noted[text] {
+			a.Log.Warn("workload not attached", "workload", id, "error", err)
+		}
+	}
+	a.noted = last
+}
+
+func (e *entry) handover() *handover.Attachment {
+	return &handover.Attachment{
+		ID: e.id, Netns: e.ns.ID(), Method: string(e.att.Method), Workload: e.workload,
+		V4: e.att.V4, V6: e.att.V6, Link: e.att.Link,
+	}
+}
+
+// adopt takes over what a proxy holds, after checking every descriptor against
+// the kernel: nothing that the proxy says is believed. It returns the ids that
+// the proxy goes on holding.
+func (a *Agent) adopt(said []*handover.Attachment) map[uint64]bool {
+	kept := make(map[uint64]bool)
+	for _, h := range said {
+		if err := a.adoptOne(h); err != nil {
+			a.Log.Warn("not adopted", "attachment", h.ID, "netns", h.Netns, "error", err)
+			h.Close()
+			continue
+		}
+		kept[h.ID] = true
+	}
+	return kept
+}
+
+func (a *Agent) adoptOne(h *handover.Attachment) error {
+	ns, err := namespaceOf(h)
+	if err != nil {
+		return err
+	}
+	k := keyOf(ns.ID())
+	if e := a.held[k]; e != nil {
+		ns.Close()
+		if e.id != h.ID {
+			return fmt.Errorf("namespace has a newer attachment: %d", e.id)
+		}
+		h.Close() // copies of our own
+		return nil
+	}
+	att := &redirect.Attachment{Netns: ns.ID(), Method: redirect.Method(h.Method), V4: h.V4, V6: h.V6, Link: h.Link}
+	err = a.Redirector.Verify(ns, att)
+	if err == nil {
+		_, err = a.Redirector.Ensure(ns, att)
+	}
+	if err == nil && a.hasID(h.ID) {
+		err = errors.New("another attachment has this id")
+	}
+	if err != nil {
+		ns.Close()
+		return err
+	}
+	// Who it is comes from the source, never from the proxy: reconcile sets it, or
+	// detaches it.
+	a.held[k] = &entry{id: h.ID, ns: ns, att: att}
+	return nil
+}
+
+func (a *Agent) hasID(id uint64) bool {
+	for _, e := range a.held {
+		if e.id == id {
+			return true
+		}
+	}
+	return false
+}
+
+// namespaceOf finds the namespace by the listener itself.
+func namespaceOf(h *handover.Attachment) (*netns.Handle, error) {
+	rc, err := h.V4.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var ns *netns.Handle
+	var kerr error
+	if err := rc.Control(func(fd uintptr) { ns, kerr = netns.OfSocket(int(fd)) }); err != nil {
+		return nil, err
+	}
+	return ns, kerr
+}

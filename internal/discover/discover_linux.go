@@ -1,0 +1,166 @@
+// Package discover knows which containers exist on this host. What a runtime's
+// API looks like does not leave it.
+package discover
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+
+	"go.yaml.in/yaml/v3"
+
+	"imdsgate/internal/netns"
+	"imdsgate/internal/workload"
+)
+
+// Found is a workload and the path of its network namespace, at this moment.
+type Found struct {
+	Workload workload.Workload
+	Netns    string
+}
+
+// ErrGone is the reason why a listed workload was not found: its process or its
+// namespace is not there (any more, or yet).
+var ErrGone = errors.New("not running")
+
+// Missing is a workload that is listed but was not found, and why.
+type Missing struct {
+	ID  workload.ID
+	Err error
+}
+
+// Static is a list of workloads that somebody wrote down. Safe for concurrent
+// use.
+type Static struct {
+	entries []entry
+
+	mu     sync.Mutex
+	starts map[int]uint64 // pid → start time when it was first seen
+}
+
+type entry struct {
+	Name   string            `yaml:"name"`
+	Netns  string            `yaml:"netns"`
+	PID    int               `yaml:"pid"`
+	Labels map[string]string `yaml:"labels"`
+}
+
+// ParseStatic reads a list:
+//
+//	workloads:
+//	  - name: web              # unique
+//	    netns: /run/netns/web  # or pid: 4711
+//	    labels: {team: shop}   # optional
+//
+// Errors name the file and line, and what was expected.
+func ParseStatic(name string, text []byte) (*Static, error) {
+	var doc struct {
+		Workloads []entry `yaml:"workloads"`
+	}
+	dec := yaml.NewDecoder(bytes.NewReader(text))
+	dec.KnownFields(true)
+	if err := dec.Decode(&doc); err != nil {
+		return nil, yamlError(name, err)
+	}
+	// Once more, for the line numbers.
+	var nodes struct {
+		Workloads []yaml.Node `yaml:"workloads"`
+	}
+	if err := yaml.Unmarshal(text, &nodes); err != nil {
+		return nil, yamlError(name, err)
+	}
+	if len(doc.Workloads) == 0 {
+		return nil, fmt.Errorf("%s:1: want a list under the key workloads, found none", name)
+	}
+	first := make(map[string]int)
+	for i, e := range doc.Workloads {
+		line := nodes.Workloads[i].Line
+		if err := e.check(); err != nil {
+			return nil, fmt.Errorf("%s:%d: %w", name, line, err)
+		}
+		if before, ok := first[e.Name]; ok {
+			return nil, fmt.Errorf("%s:%d: workload %q: the name is taken by line %d", name, line, e.Name, before)
+		}
+		first[e.Name] = line
+	}
+	return &Static{entries: doc.Workloads, starts: make(map[int]uint64)}, nil
+}
+
+func (e entry) check() error {
+	switch {
+	case e.Name == "":
+		return errors.New("workload without name")
+	case (e.Netns == "") == (e.PID == 0):
+		return fmt.Errorf("workload %q: want either netns (a path) or pid", e.Name)
+	case e.PID < 0:
+		return fmt.Errorf("workload %q: pid %d: want a positive number", e.Name, e.PID)
+	}
+	return nil
+}
+
+// yamlError turns the library's "line N: …" into "file:N: …".
+func yamlError(name string, err error) error {
+	s := strings.TrimPrefix(err.Error(), "yaml: ")
+	s = strings.TrimSpace(strings.TrimPrefix(s, "unmarshal errors:"))
+	if rest, ok := strings.CutPrefix(s, "line "); ok {
+		return fmt.Errorf("%s:%s", name, rest)
+	}
+	if s == "EOF" {
+		s = "empty: want a list under the key workloads"
+	}
+	return fmt.Errorf("%s:1: %s", name, s)
+}
+
+// Find looks for every listed workload. A pid that was given to another process
+// meanwhile is not taken for the workload.
+func (s *Static) Find() (found []Found, missing []Missing) {
+	for _, e := range s.entries {
+		w := workload.Workload{ID: workload.ID("static:" + e.Name), Name: e.Name, Labels: e.Labels}
+		path, err := s.locate(e)
+		if err != nil {
+			missing = append(missing, Missing{w.ID, err})
+			continue
+		}
+		found = append(found, Found{w, path})
+	}
+	return found, missing
+}
+
+func (s *Static) locate(e entry) (string, error) {
+	if e.PID == 0 {
+		if _, err := os.Stat(e.Netns); err != nil {
+			return "", fmt.Errorf("%w: %w", ErrGone, err)
+		}
+		return e.Netns, nil
+	}
+	start, err := startTime(e.PID)
+	if err != nil {
+		return "", fmt.Errorf("%w: pid %d: %w", ErrGone, e.PID, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if first, ok := s.starts[e.PID]; ok && first != start {
+		return "", fmt.Errorf("%w: pid %d is another process now", ErrGone, e.PID)
+	}
+	s.starts[e.PID] = start
+	return netns.PIDPath(e.PID), nil
+}
+
+// startTime is field 22 of /proc/PID/stat: clock ticks after boot.
+func startTime(pid int) (uint64, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	// The second field, in parentheses, may hold anything.
+	i := bytes.LastIndexByte(b, ')')
+	fields := strings.Fields(string(b[i+1:]))
+	if i < 0 || len(fields) < 20 {
+		return 0, errors.New("stat has too few fields")
+	}
+	return strconv.ParseUint(fields[19], 10, 64)
+}

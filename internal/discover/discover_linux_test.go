@@ -1,0 +1,86 @@
+package discover
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestParseStaticRefuses(t *testing.T) {
+	for _, tc := range []struct{ name, text, want string }{
+		{"empty_file", "", "f.yaml:1: empty: want a list under the key workloads"},
+		{"no_list", "workloads: []\n", "f.yaml:1: want a list under the key workloads, found none"},
+		{"unknown_key", "workloads:\n  - name: a\n    pidd: 3\n", "f.yaml:3: field pidd not found in type discover.entry"},
+		{"unknown_top_key", "workload:\n  - name: a\n", "f.yaml:1: field workload not found"},
+		{"wrong_type", "workloads:\n  - name: a\n    pid: many\n", "f.yaml:3: cannot unmarshal !!str `many` into int"},
+		{"list_is_no_list", "workloads: web\n", "f.yaml:1: cannot unmarshal !!str `web`"},
+		{"syntax", "workloads:\n  - name: [\n", "f.yaml:"},
+		{"no_name", "workloads:\n  - pid: 3\n", "f.yaml:2: workload without name"},
+		{"neither_netns_nor_pid", "workloads:\n\n  - name: a\n", "f.yaml:3: workload \"a\": want either netns (a path) or pid"},
+		{"netns_and_pid", "workloads:\n  - {name: a, netns: /x, pid: 3}\n", "f.yaml:2: workload \"a\": want either"},
+		{"negative_pid", "workloads:\n  - {name: a, pid: -3}\n", "f.yaml:2: workload \"a\": pid -3: want a positive number"},
+		{"name_twice", "workloads:\n  - {name: a, pid: 3}\n  - {name: a, pid: 4}\n", "f.yaml:3: workload \"a\": the name is taken by line 2"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, err := ParseStatic("f.yaml", []byte(tc.text))
+			if err == nil || len(err.Error()) < len(tc.want) || err.Error()[:len(tc.want)] != tc.want {
+				t.Errorf("got %v, want %s…", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestFind(t *testing.T) {
+	child := exec.Command("sleep", "60")
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer child.Wait()
+	defer child.Process.Kill()
+	s, err := ParseStatic("f.yaml", fmt.Appendf(nil, `workloads:
+  - {name: process, pid: %d, labels: {team: shop}}
+  - {name: path, netns: /proc/self/ns/net}
+  - {name: no-process, pid: 99999999}
+  - {name: no-path, netns: /nonexistent/ns}
+`, child.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, missing := s.Find()
+	var got []string
+	for _, f := range found {
+		got = append(got, string(f.Workload.ID)+" "+f.Netns)
+	}
+	for _, m := range missing {
+		if !errors.Is(m.Err, ErrGone) {
+			t.Errorf("%s: got %v, want ErrGone", m.ID, m.Err)
+		}
+		got = append(got, string(m.ID)+" missing")
+	}
+	want := []string{
+		fmt.Sprintf("static:process /proc/%d/ns/net", child.Process.Pid),
+		"static:path /proc/self/ns/net", "static:no-process missing", "static:no-path missing",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func TestPIDReuseIsNotTheWorkload(t *testing.T) {
+	s, err := ParseStatic("f.yaml", fmt.Appendf(nil, "workloads:\n  - {name: a, pid: %d}\n", os.Getpid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if found, _ := s.Find(); len(found) != 1 {
+		t.Fatal("own process not found")
+	}
+	s.starts[os.Getpid()]-- // the process that was seen first started earlier
+	found, missing := s.Find()
+	if len(found) != 0 || len(missing) != 1 || !errors.Is(missing[0].Err, ErrGone) {
+		t.Errorf("reused pid: found %v, missing %v", found, missing)
+	}
+}

@@ -1,0 +1,206 @@
+package gate
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"maps"
+	"net/http"
+	"strconv"
+	"sync"
+
+	"imdsgate/internal/audit"
+	"imdsgate/internal/imds"
+	"imdsgate/internal/upstream"
+)
+
+// refuse answers in the words of the cloud.
+func (x *exchange) refuse(d audit.Decision, r *imds.Refusal) {
+	x.event.Decision, x.event.Reason = d, r.Error()
+	x.event.Blanked, x.event.Upstream = nil, false
+	body := r.Body()
+	h := x.w.Header()
+	clear(h) // an answer may have been prepared
+	maps.Copy(h, r.Header())
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	if x.r.ContentLength != 0 && !x.read {
+		// What follows the header was not read: it is no start of a request.
+		// net/http looks for its end when we are done, with no limit of its own.
+		h.Set("Connection", "close")
+		x.readBy(x.g.limits.BodyTime)
+	}
+	x.head(r.Status)
+	if x.r.Method != http.MethodHead {
+		n, _ := x.w.Write(body) // an error means that the client left; the refusal stands
+		x.event.Bytes = int64(n)
+	}
+	_ = x.flush()
+}
+
+// left ends a request whose client is gone, or whose connection was cut.
+func (x *exchange) left(d audit.Decision) {
+	x.event.Decision, x.event.Reason = d, "the connection ended before the answer was sent"
+	x.cut = true
+}
+
+// fail ends a request that was allowed and has no answer, or not all of one. A
+// client must not take a part for the whole, so a begun answer is cut off.
+func (x *exchange) fail(err error) {
+	if x.r.Context().Err() != nil {
+		x.left(audit.Error)
+		return
+	}
+	if x.cut = x.sent; !x.sent {
+		x.refuse(audit.Error, failure(x.q, err))
+	}
+	x.event.Decision, x.event.Reason = audit.Error, err.Error()
+}
+
+// failure words for the client why there is no answer. What the error says
+// about this host stays in the record.
+func failure(q imds.Query, err error) *imds.Refusal {
+	switch {
+	case errors.Is(err, upstream.ErrTimeout):
+		return imds.Timeout(q, upstream.ErrTimeout.Error())
+	case errors.Is(err, upstream.ErrTooLarge):
+		return imds.BadAnswer(q, upstream.ErrTooLarge.Error())
+	case errors.Is(err, imds.ErrNotDocument):
+		return imds.BadAnswer(q, "the answer of the metadata service cannot be filtered")
+	default:
+		return imds.Unavailable(q, "the metadata service cannot be reached")
+	}
+}
+
+// answer hands on what the source said.
+func (x *exchange) answer(a *upstream.Answer, blank []imds.Action) {
+	if a.Status < 200 || a.Status > 599 {
+		x.fail(upstream.ErrProtocol)
+		return
+	}
+	if len(blank) > 0 {
+		var err error
+		if a, err = x.blank(a, blank); err != nil {
+			x.fail(err)
+			return
+		}
+	}
+	if err := x.stream(a); err != nil {
+		x.fail(err)
+		return
+	}
+	x.event.Decision = audit.Allow
+}
+
+// blank takes the parts out of an answer that its caller may not see. An answer
+// that cannot be read, and so not be blanked, is not handed on.
+func (x *exchange) blank(a *upstream.Answer, denied []imds.Action) (*upstream.Answer, error) {
+	out := &upstream.Answer{Status: a.Status, Header: a.Header.Clone(), Body: http.NoBody}
+	if x.r.Method == http.MethodHead {
+		out.Header.Del("Content-Length") // it would tell the size of what is denied
+		return out, nil
+	}
+	limit := x.g.limits.BlankBytes
+	body, err := io.ReadAll(io.LimitReader(a.Body, limit+1))
+	switch {
+	case err != nil:
+		return nil, err
+	case int64(len(body)) > limit:
+		return nil, upstream.ErrTooLarge
+	}
+	// An error of the service holds no data, and is not of the form that Blank knows.
+	if a.Status < 300 {
+		if body, err = imds.Blank(x.q, denied, body); err != nil {
+			return nil, err
+		}
+	}
+	out.Body, out.Size = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	return out, nil
+}
+
+var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+
+// stream sends an answer as it comes. Each piece goes out at once if more is to
+// follow, so that a long poll is not kept back. An error before the first byte
+// leaves the way open for a refusal.
+func (x *exchange) stream(a *upstream.Answer) error {
+	x.announce(a)
+	if a.Size < 0 {
+		x.head(a.Status)
+		if err := x.flush(); err != nil {
+			return err
+		}
+	}
+	buf := buffers.Get().(*[32 << 10]byte)
+	defer buffers.Put(buf)
+	for {
+		n, err := a.Body.Read(buf[:])
+		if n > 0 {
+			if err := x.send(a, buf[:n]); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if a.Size >= 0 && x.event.Bytes != a.Size {
+		return io.ErrUnexpectedEOF
+	}
+	x.head(a.Status)
+	return x.flush()
+}
+
+// announce prepares the header: that of the answer and the length of the body,
+// but nothing that net/http would add where the service said nothing.
+func (x *exchange) announce(a *upstream.Answer) {
+	h := x.w.Header()
+	maps.Copy(h, a.Header)
+	for _, name := range []string{"Date", "Content-Type"} {
+		if _, ok := h[name]; !ok {
+			h[name] = nil
+		}
+	}
+	switch {
+	case x.r.Method == http.MethodHead: // the length is that of the GET's body
+	case a.Size >= 0:
+		h.Set("Content-Length", strconv.FormatInt(a.Size, 10))
+	default:
+		h.Del("Content-Length")
+	}
+	x.event.Upstream = true
+}
+
+// head sends the status line and the header, once.
+func (x *exchange) head(status int) {
+	if x.sent {
+		return
+	}
+	if x.c.stopping() {
+		x.w.Header().Set("Connection", "close")
+	}
+	x.sent = true
+	x.event.Status = status
+	x.w.WriteHeader(status)
+}
+
+// send writes one piece of the body.
+func (x *exchange) send(a *upstream.Answer, p []byte) error {
+	x.head(a.Status)
+	n, err := x.w.Write(p)
+	x.event.Bytes += int64(n)
+	if err == nil && x.event.Bytes != a.Size {
+		err = x.flush()
+	}
+	return err
+}
+
+// flush makes net/http send what it has, and tells whether that worked.
+func (x *exchange) flush() error {
+	if f, ok := x.w.(interface{ FlushError() error }); ok {
+		return f.FlushError()
+	}
+	return nil
+}
