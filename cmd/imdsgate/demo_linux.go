@@ -153,8 +153,8 @@ type demoAsked struct {
 
 type demoProxy struct {
 	PID          int    `json:"pid"`
-	UID          string `json:"uid"`
-	Capabilities string `json:"capabilities"` // CapEff, CapPrm, CapBnd… as the kernel prints them
+	UID          string `json:"uid"`          // as the host sees it
+	Capabilities string `json:"capabilities"` // CapEff, as the kernel prints it
 	NoNewPrivs   bool   `json:"no_new_privs"`
 }
 
@@ -423,7 +423,7 @@ func readProxy(pid int) (demoProxy, error) {
 		fields := strings.Fields(value)
 		switch name {
 		case "Uid":
-			p.UID = fields[1]
+			p.UID = testnet.OutsideUID(fields[1])
 		case "CapEff":
 			p.Capabilities = fields[0]
 		case "NoNewPrivs":

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -39,11 +40,12 @@ type env struct {
 	stdout, stderr io.Writer
 	getenv         func(string) string
 	ctx            context.Context // ends at SIGINT and SIGTERM
+	harden         func() error    // gives up what the process could still gain; nil where it is a test's
 }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	e := &env{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv, ctx: ctx}
+	e := &env{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv, ctx: ctx, harden: harden}
 	code := run(e, os.Args[1:])
 	stop()
 	os.Exit(code)
@@ -56,22 +58,31 @@ func run(e *env, args []string) int {
 	root.SetIn(e.stdin)
 	root.SetOut(e.stdout)
 	root.SetErr(e.stderr)
-	err := root.ExecuteContext(e.ctx)
+	root.SetContext(e.ctx)
+	cmd, err := root.ExecuteC()
 	if err == nil {
 		return exitOK
 	}
-	var coded *codedError
-	if errors.As(err, &coded) && coded.silent {
-		return coded.code
-	}
-	fmt.Fprintf(e.stderr, "imdsgate: %v\n", err)
+	return report(e.stderr, cmd, err)
+}
+
+// report says what is wrong and what to try next, and returns the exit code.
+func report(w io.Writer, cmd *cobra.Command, err error) int {
 	code := exitFailure
-	var hinted *hintError
-	if errors.As(err, &hinted) {
-		fmt.Fprintf(e.stderr, "hint: %s\n", hinted.hint)
-	}
-	if coded != nil {
+	var coded *codedError
+	if errors.As(err, &coded) {
 		code = coded.code
+		if coded.silent {
+			return code
+		}
+	}
+	fmt.Fprintf(w, "imdsgate: %v\n", err)
+	var hinted *hintError
+	switch {
+	case errors.As(err, &hinted):
+		fmt.Fprintf(w, "hint: %s\n", hinted.hint)
+	case code == exitUsage:
+		fmt.Fprintf(w, "hint: see '%s --help'\n", cmd.CommandPath())
 	}
 	return code
 }
@@ -100,20 +111,72 @@ Exit codes of every command:
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return withHint(usageError("%s: %v", cmd.CommandPath(), err), "see '"+cmd.CommandPath()+" --help'")
+		return usageError("%s%v", subject(cmd), err)
 	})
 	root.AddCommand(versionCmd(e), simulateCmd(e), proxyCmd(e))
 	root.AddCommand(platformCommands(e)...)
+	root.SetHelpCommand(helpCmd(root))
+	root.InitDefaultCompletionCmd()
+	if c, _, err := root.Find([]string{"completion"}); err == nil {
+		c.Example = "  imdsgate completion bash > /etc/bash_completion.d/imdsgate"
+		strict(c)
+	}
 	return root
+}
+
+// strict has a command of the library's, and those below it, refuse what it
+// cannot use in the project's way.
+func strict(cmd *cobra.Command) {
+	cmd.Args = noArgs
+	if !cmd.Runnable() {
+		cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	}
+	for _, c := range cmd.Commands() {
+		strict(c)
+	}
+}
+
+// helpCmd is the library's, but for a command that does not exist.
+func helpCmd(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use:     "help [command]",
+		Short:   "Show the help of a command",
+		Example: "  imdsgate help proxy",
+		RunE: func(_ *cobra.Command, args []string) error {
+			cmd, rest, err := root.Find(args)
+			if err != nil {
+				return err
+			}
+			if len(rest) > 0 {
+				return noArgs(cmd, rest)
+			}
+			return cmd.Help()
+		},
+	}
 }
 
 // noArgs refuses positional arguments with the project's exit code.
 func noArgs(cmd *cobra.Command, args []string) error {
-	if len(args) == 0 {
+	switch {
+	case len(args) == 0:
 		return nil
+	case !cmd.HasSubCommands():
+		return usageError("%sunexpected argument %q", subject(cmd), args[0])
 	}
-	return withHint(usageError("%s: unexpected argument %q", cmd.CommandPath(), args[0]),
-		"see '"+cmd.CommandPath()+" --help'")
+	err := usageError("%sunknown command %q", subject(cmd), args[0])
+	if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
+		return withHint(err, fmt.Sprintf("did you mean '%s %s'? see '%[1]s --help'", cmd.CommandPath(), like[0]))
+	}
+	return err
+}
+
+// subject starts a message with the command that it is about.
+func subject(cmd *cobra.Command) string {
+	_, path, below := strings.Cut(cmd.CommandPath(), " ")
+	if !below {
+		return ""
+	}
+	return path + ": "
 }
 
 func versionCmd(e *env) *cobra.Command {

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"unsafe"
 
+	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"imdsgate/internal/netns"
@@ -25,7 +26,7 @@ func TestMain(m *testing.M) {
 		fmt.Print(reconnect(3, netip.MustParseAddrPort(to)))
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	os.Exit(testnet.Main(m.Run, func() error { return goleak.Find(goleak.IgnoreTopFunction("os/signal.signal_recv")) }))
 }
 
 func init() { runtime.LockOSThread() } // see package main

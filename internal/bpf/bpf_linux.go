@@ -162,3 +162,35 @@ func NetnsLinks(inode uint64) (int, error) {
 	}
 	return n, it.Err()
 }
+
+// Loaded counts the programs of this package that the kernel holds, whoever
+// loaded them. Needs CAP_SYS_ADMIN.
+func Loaded() (int, error) {
+	n := 0
+	for id := ebpf.ProgramID(0); ; {
+		next, err := ebpf.ProgramGetNextID(id)
+		if errors.Is(err, os.ErrNotExist) {
+			return n, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+		id = next
+		p, err := ebpf.NewProgramFromID(id)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		info, err := p.Info()
+		p.Close()
+		if err != nil {
+			return 0, err
+		}
+		switch info.Name {
+		case steerProgSteer, fenceProgFence4, fenceProgFence6:
+			n++
+		}
+	}
+}

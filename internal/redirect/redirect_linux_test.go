@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
+	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"imdsgate/internal/netns"
@@ -21,6 +22,10 @@ import (
 
 // See package main: the main thread must not be one that enters namespaces.
 func init() { runtime.LockOSThread() }
+
+func TestMain(m *testing.M) {
+	os.Exit(testnet.Main(m.Run, func() error { return goleak.Find() }))
+}
 
 // bench is a fabric, a VM and two containers, a steered and b not.
 type bench struct {

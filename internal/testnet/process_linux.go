@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -177,15 +178,40 @@ const nobody = 65534
 
 // mapped reports whether this user namespace has the user id.
 func mapped(id int) bool {
-	b, err := os.ReadFile("/proc/self/uid_map")
-	if err != nil {
-		return true
-	}
-	for line := range strings.Lines(string(b)) {
-		var inside, outside, size int
-		if n, _ := fmt.Sscan(line, &inside, &outside, &size); n == 3 && id >= inside && id < inside+size {
+	for _, m := range uidMap() {
+		if id >= m.ContainerID && id < m.ContainerID+m.Size {
 			return true
 		}
 	}
 	return false
+}
+
+// uidMap is the mapping of this user namespace.
+func uidMap() []syscall.SysProcIDMap {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		return []syscall.SysProcIDMap{{Size: 1 << 31}}
+	}
+	var all []syscall.SysProcIDMap
+	for line := range strings.Lines(string(b)) {
+		var m syscall.SysProcIDMap
+		if n, _ := fmt.Sscan(line, &m.ContainerID, &m.HostID, &m.Size); n == 3 {
+			all = append(all, m)
+		}
+	}
+	return all
+}
+
+// OutsideUID says which user the parent of this user namespace knows as uid.
+func OutsideUID(uid string) string {
+	id, err := strconv.Atoi(uid)
+	if err != nil {
+		return uid
+	}
+	for _, m := range uidMap() {
+		if id >= m.ContainerID && id < m.ContainerID+m.Size {
+			return strconv.Itoa(m.HostID + id - m.ContainerID)
+		}
+	}
+	return uid
 }

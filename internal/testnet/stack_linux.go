@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"imdsgate/internal/netns"
@@ -26,7 +27,9 @@ type Stack struct {
 
 	Sim, Agent, Proxy *Process
 	containers        []*Container
-	processes         []*Process
+
+	mu        sync.Mutex
+	processes []*Process
 }
 
 // NewStack makes the namespaces and a folder, and starts nothing.
@@ -66,6 +69,7 @@ func (s *Stack) Close() {
 	if s.Fabric != nil {
 		s.Fabric.Close()
 	}
+	RemoveEmptyCgroups()
 	os.RemoveAll(s.Dir)
 }
 
@@ -82,6 +86,8 @@ func (s *Stack) NewContainer(name string) (*Container, error) {
 func (s *Stack) Spawn(ns *netns.Handle, name string, cmd *exec.Cmd) (*Process, error) {
 	p, err := Spawn(ns, name, cmd)
 	if err == nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
 		s.processes = append(s.processes, p)
 	}
 	return p, err
@@ -138,9 +144,18 @@ func (s *Stack) StartAgent(ctx context.Context, args ...string) (attached int, e
 // StartProxy starts the proxy, unprivileged and without network, and waits until
 // it has its listeners.
 func (s *Stack) StartProxy(ctx context.Context, args ...string) error {
-	args = append([]string{"proxy", "--agent", s.Socket(), "--log-json"}, args...)
-	cmd := exec.Command(s.Binary, args...)
+	cmd := s.ProxyCommand(args...)
 	cmd.SysProcAttr = Unprivileged()
+	return s.StartProxyAs(ctx, cmd)
+}
+
+// ProxyCommand is the command line of the proxy.
+func (s *Stack) ProxyCommand(args ...string) *exec.Cmd {
+	return exec.Command(s.Binary, append([]string{"proxy", "--agent", s.Socket(), "--log-json"}, args...)...)
+}
+
+// StartProxyAs starts the proxy with a command that ends in ProxyCommand's.
+func (s *Stack) StartProxyAs(ctx context.Context, cmd *exec.Cmd) error {
 	var err error
 	if s.Proxy, err = s.Spawn(s.VM.NS, "proxy", cmd); err != nil {
 		return err

@@ -1,0 +1,423 @@
+package handover
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+
+	"imdsgate/internal/netns"
+	"imdsgate/internal/testnet"
+	"imdsgate/internal/workload"
+)
+
+func init() { runtime.LockOSThread() } // see package main
+
+func TestMain(m *testing.M) {
+	os.Exit(testnet.Main(m.Run, func() error { return goleak.Find() }))
+}
+
+func listen(t *testing.T) (*Listener, string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "run", "agent.sock")
+	l, err := Listen(path, os.Getuid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l, path
+}
+
+// raw connects as a proxy that says whatever it likes.
+func raw(t *testing.T, path string) *conn {
+	t.Helper()
+	uc, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newConn(uc)
+	t.Cleanup(func() { c.close() })
+	return c
+}
+
+func tcpListener(t *testing.T) *os.File {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	f, err := l.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// TestHostileProxy holds what the agent makes of a proxy that breaks the protocol:
+// it is disconnected, and nothing that it sent stays open.
+func TestHostileProxy(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		say  func(t *testing.T, c *conn)
+		want string
+	}{
+		{"another_version", func(t *testing.T, c *conn) { c.send(&message{Type: typeHello, Version: 99}) }, "proxy speaks version 99, agent 1"},
+		{"no_hello", func(t *testing.T, c *conn) { c.send(&message{Type: typeDial, Seq: 1}) }, `protocol error: want hello, got "dial"`},
+		{"claims_too_many", func(t *testing.T, c *conn) {
+			c.send(&message{Type: typeHello, Version: 1, Count: maxHeld + 1})
+		}, "protocol error"},
+		{"negative_count", func(t *testing.T, c *conn) { c.send(&message{Type: typeHello, Version: 1, Count: -1}) }, "protocol error"},
+		{"garbage", func(t *testing.T, c *conn) { c.c.Write([]byte("GET / HTTP/1.1\r\n\r\n")) }, "invalid character"},
+		{"descriptors_beside_hello", func(t *testing.T, c *conn) {
+			c.send(&message{Type: typeHello, Version: 1}, tcpListener(t))
+		}, `protocol error: "hello" with 1 descriptors`},
+		{"held_without_descriptors", func(t *testing.T, c *conn) {
+			c.send(&message{Type: typeHello, Version: 1, Count: 1})
+			c.send(&message{Type: typeHeld, ID: 1})
+		}, `protocol error: "held" with 0 descriptors`},
+		{"held_with_too_few", func(t *testing.T, c *conn) {
+			c.send(&message{Type: typeHello, Version: 1, Count: 1})
+			c.send(&message{Type: typeHeld, ID: 1, V6: true, Link: true}, tcpListener(t))
+		}, `protocol error: "held" with 1 descriptors`},
+		{"too_many_descriptors", func(t *testing.T, c *conn) {
+			fds := make([]syscall.Conn, 40)
+			for i := range fds {
+				fds[i] = tcpListener(t)
+			}
+			c.send(&message{Type: typeHello, Version: 1, Count: 1}, fds...)
+		}, "message too large"},
+		{"held_without_id", func(t *testing.T, c *conn) {
+			c.send(&message{Type: typeHello, Version: 1, Count: 1})
+			c.send(&message{Type: typeHeld}, tcpListener(t))
+		}, "protocol error: want held"},
+		{"hangs_up_in_the_middle", func(t *testing.T, c *conn) {
+			c.send(&message{Type: typeHello, Version: 1, Count: 2})
+			c.send(&message{Type: typeHeld, ID: 1}, tcpListener(t))
+			c.close()
+		}, "EOF"},
+		{"larger_than_a_packet", func(t *testing.T, c *conn) {
+			c.c.Write([]byte(`{"type":"hello","error":"` + strings.Repeat("x", maxMessage) + `"}`))
+		}, "message too large"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			l, path := listen(t)
+			c := raw(t, path)
+			p, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			tc.say(t, c)
+			if _, err := p.Hello(); err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v, want %s", err, tc.want)
+			}
+		})
+	}
+}
+
+// TestHostileProxyLater holds the same for the time after hello.
+func TestHostileProxyLater(t *testing.T) {
+	l, path := listen(t)
+	c := raw(t, path)
+	p, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.send(&message{Type: typeHello, Version: 1})
+	if _, err := p.Hello(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- p.Serve(t.Context(), nil, func(uint64) {}) }()
+	c.send(&message{Type: typeAttach, ID: 3}, tcpListener(t))
+	if err := <-done; !errors.Is(err, errProtocol) {
+		t.Errorf("got %v, want a protocol error", err)
+	}
+}
+
+// TestDialsAreBounded has a proxy ask for more connections at once than it gets.
+func TestDialsAreBounded(t *testing.T) {
+	l, path := listen(t)
+	c := raw(t, path)
+	p, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.send(&message{Type: typeHello, Version: 1})
+	if _, err := p.Hello(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		p.Serve(ctx, func(ctx context.Context) (net.Conn, error) { <-ctx.Done(); return nil, ctx.Err() }, func(uint64) {})
+	})
+	for i := range maxDials + 1 {
+		c.send(&message{Type: typeDial, Seq: uint64(i + 1)})
+	}
+	m, files, err := c.recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeAll(files)
+	if m.Type != typeDialed || m.Seq != maxDials+1 || m.Error == "" {
+		t.Errorf("got %+v, want number %d refused", m, maxDials+1)
+	}
+	cancel()
+	wg.Wait()
+}
+
+// recorder is a Taker that notes.
+type recorder struct {
+	mu    sync.Mutex
+	calls []string
+	conns []net.Listener
+}
+
+func (r *recorder) note(s string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.calls = append(r.calls, s)
+}
+
+func (r *recorder) Take(o Offer) {
+	r.note("take " + string(o.Workload.ID))
+	r.conns = append(r.conns, o.Listeners...)
+}
+func (r *recorder) Update(_ uint64, w workload.Workload) { r.note("update " + string(w.ID)) }
+func (r *recorder) Release(uint64) {
+	r.note("release")
+	for _, l := range r.conns {
+		l.Close()
+	}
+}
+
+func (r *recorder) seen() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]string(nil), r.calls...)
+}
+
+// TestSession goes through all that agent and proxy say to each other, and a
+// second session in which the proxy says what it holds.
+func TestSession(t *testing.T) {
+	l, path := listen(t)
+	rec := &recorder{}
+	c := &Client{Path: path, Taker: rec, Log: slog.New(slog.DiscardHandler)}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- c.Run(ctx) }()
+	p, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if held, err := p.Hello(); len(held) != 0 || err != nil {
+		t.Fatalf("Hello = %v, %v", held, err)
+	}
+	if p.PID != os.Getpid() || p.UID != os.Getuid() {
+		t.Errorf("peer is pid %d uid %d", p.PID, p.UID)
+	}
+	web := workload.Workload{ID: "static:web", Name: "web", Labels: map[string]string{"a": "b"}}
+	sent := &Attachment{ID: 7, Netns: netns.ID{Inode: 1, Cookie: 2}, Method: "nftables", Workload: web, V4: tcpListener(t), V6: tcpListener(t)}
+	for _, err := range []error{p.Attach(sent), p.Sync()} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-c.Synced()
+	go p.Serve(t.Context(), func(ctx context.Context) (net.Conn, error) {
+		a, b := net.Pipe()
+		b.Close()
+		a.Close()
+		return nil, errors.New("the service is away")
+	}, func(uint64) {})
+	if _, err := c.Dial(ctx); err == nil || !strings.Contains(err.Error(), "the service is away") {
+		t.Errorf("Dial: %v", err)
+	}
+	p.Close() // the agent dies
+
+	p, err = l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	held, err := p.Hello()
+	if err != nil || len(held) != 1 {
+		t.Fatalf("Hello = %v, %v, want one", held, err)
+	}
+	got := held[0]
+	if got.ID != 7 || got.Netns != sent.Netns || got.Method != "nftables" || got.V6 == nil || got.Link != nil || !netns.Listening(got.V4) {
+		t.Errorf("held %+v", got)
+	}
+	got.Close()
+	db := workload.Workload{ID: "static:db"}
+	for _, err := range []error{p.Keep(7, db), p.Update(7, web), p.Sync(), p.Detach(7)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := []string{"take static:web", "update static:db", "update static:web", "release"}
+	for deadline := time.Now().Add(5 * time.Second); len(rec.seen()) < len(want) && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	if diff := cmp.Diff(want, rec.seen()); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	p.Close()
+}
+
+// TestUnconfirmedIsReleased has an agent that does not mention what the proxy
+// holds.
+func TestUnconfirmedIsReleased(t *testing.T) {
+	l, path := listen(t)
+	rec := &recorder{}
+	c := &Client{Path: path, Taker: rec, Log: slog.New(slog.DiscardHandler)}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- c.Run(ctx) }()
+	for i := range 2 {
+		p, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		held, err := p.Hello()
+		if err != nil || len(held) != i {
+			t.Fatalf("session %d: held %d, %v", i, len(held), err)
+		}
+		for _, h := range held {
+			h.Close()
+		}
+		if i == 0 {
+			p.Attach(&Attachment{ID: 1, Workload: workload.Workload{ID: "static:web"}, V4: tcpListener(t)})
+		}
+		p.Sync()
+		if i == 0 {
+			<-c.Synced()
+		} else {
+			for len(rec.seen()) < 2 {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		p.Close()
+	}
+	if diff := cmp.Diff([]string{"take static:web", "release"}, rec.seen()); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	cancel()
+	<-done
+}
+
+// TestDialWaitsForTheNextAgent has the agent die between question and answer.
+func TestDialWaitsForTheNextAgent(t *testing.T) {
+	l, path := listen(t)
+	c := &Client{Path: path, Taker: &recorder{}, Log: slog.New(slog.DiscardHandler)}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- c.Run(ctx) }()
+	service, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer service.Close()
+	go testnet.Say(service, "upstream")
+
+	first, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.Hello()
+	first.Sync()
+	<-c.Synced()
+	type result struct {
+		c   net.Conn
+		err error
+	}
+	got := make(chan result, 1)
+	go func() {
+		nc, err := c.Dial(ctx)
+		got <- result{nc, err}
+	}()
+	if m, _, err := first.c.recv(); err != nil || m.Type != typeDial {
+		t.Fatalf("got %v, %v, want a dial", m, err)
+	}
+	first.Close()
+	second, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	second.Hello()
+	second.Sync()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		second.Serve(ctx, func(ctx context.Context) (net.Conn, error) { return net.Dial("tcp", service.Addr().String()) }, func(uint64) {})
+	})
+	r := <-got
+	if r.err != nil {
+		t.Fatal(r.err)
+	}
+	b, err := io.ReadAll(r.c)
+	if string(b) != "upstream" || err != nil {
+		t.Errorf("read %q, %v", b, err)
+	}
+	r.c.Close()
+	cancel()
+	<-done
+	wg.Wait()
+}
+
+func TestDialGivesUp(t *testing.T) {
+	c := &Client{Path: filepath.Join(t.TempDir(), "none"), Log: slog.New(slog.DiscardHandler)}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := c.Dial(ctx); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "no agent at") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestSocketPathIsAFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "precious")
+	if err := os.WriteFile(path, []byte("data"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Listen(path, os.Getuid()); err == nil || !strings.Contains(err.Error(), "is no socket") {
+		t.Errorf("got %v", err)
+	}
+	if b, _ := os.ReadFile(path); string(b) != "data" {
+		t.Error("the file was touched")
+	}
+}
+
+func TestSocketIsPrivateAndTellsItsSuccessor(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "agent.sock")
+	for i, stale := range []bool{false, true} {
+		l, err := Listen(path, os.Getuid())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l.Stale != stale {
+			t.Errorf("listen %d: Stale = %v", i, l.Stale)
+		}
+		st, err := os.Stat(path)
+		if err != nil || st.Mode().Perm() != 0o600 {
+			t.Errorf("mode %v, %v, want 0600", st.Mode(), err)
+		}
+		l.Close()
+	}
+}
