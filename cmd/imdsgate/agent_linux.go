@@ -101,7 +101,7 @@ func runAgent(e *env, f agentFlags) error {
 	}
 	l, err := handover.Listen(f.socket, f.proxyUID)
 	if err != nil {
-		return socketError(f.socket, err)
+		return socketError(err)
 	}
 	if f.fence == "require" {
 		fence, err := agent.RaiseFence(fenceName(f.socket), upstream)
@@ -137,7 +137,7 @@ func dialer(to netip.AddrPort) func(context.Context) (net.Conn, error) {
 func readWorkloads(path string) (*discover.Static, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return nil, usageError("--workloads: %v", err)
+		return nil, withHint(usageError("--workloads: %v", err), "give the file with the list of workloads; see 'imdsgate agent --help' for its form")
 	}
 	s, err := discover.ParseStatic(path, text)
 	if err != nil {
@@ -183,15 +183,15 @@ func captureError(err error) error {
 	return withHint(unsupported("capture: %v", err), hint)
 }
 
-func socketError(path string, err error) error {
+func socketError(err error) error {
 	var used *handover.InUseError
 	switch {
 	case errors.As(err, &used):
-		return withHint(err, "stop that agent first, or give this one another --socket")
+		return withHint(fmt.Errorf("--socket: %w", err), "stop that agent first, or give this one another --socket")
 	case errors.Is(err, os.ErrPermission):
-		return withHint(unsupported("socket: %v", err), "run the agent as root, or give it a --socket in a folder it may write to")
+		return withHint(unsupported("--socket: %v", err), "run the agent as root, or give it a --socket in a folder it may write to")
 	}
-	return withHint(fmt.Errorf("socket %s: %w", path, err), "give another path with --socket")
+	return withHint(fmt.Errorf("--socket: %w", err), "give another path with --socket")
 }
 
 // fenceName is the agent's cgroup: agents with different sockets do not meet.

@@ -57,6 +57,9 @@ runs in a user namespace, with the method nftables.`,
 	return cmd
 }
 
+const demoNeeds = "run it as root, or allow namespaces: user.max_user_namespaces=1000, user.max_net_namespaces=1000, " +
+	"and where they exist kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0 (sysctl)"
+
 // inUserNamespace marks the second execution of a demo without root.
 const inUserNamespace = "IMDSGATE_DEMO_USERNS"
 
@@ -70,14 +73,14 @@ func runDemo(e *env, f demoFlags) error {
 		return playDemo(e, f)
 	}
 	if e.getenv(inUserNamespace) != "" {
-		return unsupported("demo: user namespaces give no network namespaces here: %v", err)
+		return withHint(unsupported("demo: no network namespace, not even in a user namespace of its own: %v", err), demoNeeds)
 	}
-	return demoInUserNamespace(e)
+	return demoInUserNamespace(e, err)
 }
 
 // demoInUserNamespace runs the same command line again in a user namespace of its
-// own, where it may make network namespaces.
-func demoInUserNamespace(e *env) error {
+// own, where it may make network namespaces; here it may not, for the reason why.
+func demoInUserNamespace(e *env, why error) error {
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), inUserNamespace+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = e.stdin, e.stdout, e.stderr
@@ -88,8 +91,7 @@ func demoInUserNamespace(e *env) error {
 		Pdeathsig:   syscall.SIGTERM,
 	}
 	if err := cmd.Start(); err != nil {
-		return withHint(unsupported("demo: this user may make no network namespaces, and no user namespace: %v", err),
-			"run it as root, or allow user namespaces: sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces=1000, or kernel.apparmor_restrict_unprivileged_userns=0")
+		return withHint(unsupported("demo: neither a network namespace (%v) nor a user namespace (%v)", why, err), demoNeeds)
 	}
 	// Ctrl-C reaches the child by itself; it cleans up and ends.
 	go func() { <-e.ctx.Done(); cmd.Process.Signal(syscall.SIGTERM) }()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"os"
 	"os/signal"
 	"runtime"
@@ -44,6 +45,9 @@ type env struct {
 }
 
 func main() {
+	// net/http writes what it did not expect of a server to the standard log, and
+	// that could be a token.
+	log.SetOutput(io.Discard)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	e := &env{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv, ctx: ctx, harden: harden}
 	code := run(e, os.Args[1:])

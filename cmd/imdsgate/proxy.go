@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"time"
 
@@ -49,8 +48,14 @@ a secret.`,
   imdsgate proxy --listen :80 --audit /var/log/imdsgate.jsonl`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if cmd.Flags().Changed("agent") && f.listen != "" {
-				return usageError("--agent and --listen exclude each other")
+			byAgent, byHand := cmd.Flags().Changed("agent"), cmd.Flags().Changed("listen")
+			switch {
+			case byAgent && byHand:
+				return withHint(usageError("--agent and --listen exclude each other"), "give --agent only, unless this proxy is to listen and dial by itself")
+			case byAgent && f.agent == "":
+				return usageError("--agent: want the path of the agent's socket")
+			case byHand && f.listen == "":
+				return usageError("--listen: want an address, like :80")
 			}
 			return runProxy(e, f)
 		},
@@ -94,6 +99,11 @@ func runProxy(e *env, f proxyFlags) error {
 	if err := f.check(); err != nil {
 		return err
 	}
+	if e.harden != nil {
+		if err := e.harden(); err != nil {
+			return fmt.Errorf("give up privileges: %w", err)
+		}
+	}
 	p, err := readPolicy(f.policy)
 	if err != nil {
 		return err
@@ -103,9 +113,6 @@ func runProxy(e *env, f proxyFlags) error {
 		return err
 	}
 	defer out.Close()
-	if err := harden(); err != nil {
-		return fmt.Errorf("give up privileges: %w", err)
-	}
 	log := newLogger(e.stderr, f.logJSON)
 	client := &upstream.Client{Host: u.Host}
 	defer client.CloseIdle()
@@ -128,12 +135,9 @@ func runProxy(e *env, f proxyFlags) error {
 
 // serveListen is the proxy by hand: one listener of its own.
 func serveListen(ctx context.Context, f proxyFlags, g *gate.Gate, log *slog.Logger) error {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", f.listen)
-	switch {
-	case errors.Is(err, os.ErrPermission):
-		return withHint(unsupported("--listen: %v", err), "ports below 1024 need CAP_NET_BIND_SERVICE; try --listen :8080")
-	case err != nil:
-		return withHint(fmt.Errorf("--listen: %w", err), "see who has the port with 'ss -ltnp', or give another one")
+	l, err := listenOn(ctx, "--listen", f.listen, ":8080")
+	if err != nil {
+		return err
 	}
 	log.Info("ready", "listen", l.Addr().String(), "upstream", f.upstream, "proof", workload.Address)
 	return g.Serve(ctx, gate.Listener{Listener: l, Method: "listen", Proof: workload.Address})
@@ -145,7 +149,7 @@ func readPolicy(path string) (*policy.Policy, error) {
 	}
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return nil, usageError("--policy: %v", err)
+		return nil, withHint(usageError("--policy: %v", err), "without --policy facts may be read, and nothing that is a secret")
 	}
 	p, err := policy.Parse(path, text)
 	if err != nil {
@@ -161,7 +165,7 @@ func openAudit(path string, stdout io.Writer) (io.WriteCloser, error) {
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|noFollow, 0o600)
 	if err != nil {
-		return nil, withHint(usageError("--audit: %v", err), "give a file that the proxy may append to, or - for stdout")
+		return nil, withHint(usageError("--audit: %v", err), "give a file, no symbolic link, that the proxy may append to, or - for stdout")
 	}
 	return f, nil
 }

@@ -24,15 +24,36 @@ const noFollow = unix.O_NOFOLLOW
 
 // harden makes sure that this process can never gain a privilege that it does
 // not have, and that others of the same user cannot read its memory, where
-// tokens are.
+// tokens are. The main goroutine calls it, before anything was opened.
 func harden() error {
-	if _, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); errno != 0 && errno != unix.ENOTSUP {
-		return fmt.Errorf("no_new_privs: %w", errno)
+	if err := noNewPrivs(); err != nil {
+		return fmt.Errorf("no_new_privs: %w", err)
 	}
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("dumpable: %w", err)
 	}
 	return nil
+}
+
+// noNewPrivs sets the flag on all threads. A build with cgo cannot reach them: it
+// sets the flag on this one and runs itself again from here, which all threads
+// then inherit it from. Capabilities and process id stay the same.
+func noNewPrivs() error {
+	_, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0)
+	if errno == 0 {
+		return nil
+	}
+	if errno != unix.ENOTSUP {
+		return errno
+	}
+	on, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
+	if err != nil || on == 1 {
+		return err
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	return syscall.Exec("/proc/self/exe", os.Args, os.Environ())
 }
 
 // serveAgent serves what the agent hands over.

@@ -2,12 +2,9 @@ package main
 
 import (
 	"cmp"
-	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"sync"
 
 	"github.com/spf13/cobra"
@@ -86,14 +83,14 @@ func simulate(e *env, f simulateFlags) error {
 	if err != nil {
 		return err
 	}
-	protocol, err := simulateListen(e.ctx, "--listen", f.listen)
+	protocol, err := listenOn(e.ctx, "--listen", f.listen, "127.0.0.1:8169")
 	if err != nil {
 		return err
 	}
 	defer protocol.Close() // Run closes it too; this is for the ways out before
 	var manage net.Listener
 	if f.manage != "" {
-		if manage, err = simulateListen(e.ctx, "--manage", f.manage); err != nil {
+		if manage, err = listenOn(e.ctx, "--manage", f.manage, "127.0.0.1:8170"); err != nil {
 			return err
 		}
 		defer manage.Close()
@@ -132,21 +129,6 @@ func (f *simulateFlags) config(stderr io.Writer) (sim.Config, error) {
 		}
 	}
 	return c, nil
-}
-
-// simulateListen opens what a flag names.
-func simulateListen(ctx context.Context, flag, address string) (net.Listener, error) {
-	if _, _, err := net.SplitHostPort(address); err != nil {
-		return nil, withHint(usageError("%s: %v", flag, err), "give address and port, as in 127.0.0.1:8169")
-	}
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
-	if errors.Is(err, os.ErrPermission) {
-		return nil, withHint(unsupported("%s: %v", flag, err), "ports below 1024 need root; try "+flag+" 127.0.0.1:8169")
-	}
-	if err != nil {
-		return nil, withHint(fmt.Errorf("%s: %w", flag, err), "try a free port: "+flag+" 127.0.0.1:0")
-	}
-	return l, nil
 }
 
 // simulateReady tells people and scripts that requests are taken, and where.

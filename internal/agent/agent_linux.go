@@ -26,7 +26,14 @@ const repairInterval = 10 * time.Second
 
 // Source knows which workloads should be steered, right now.
 type Source interface {
+	// Find lists them. A workload without ID is one whose namespace is there and
+	// whose name is not known yet: it is attached at once, so that nobody can be
+	// faster, and handed over when it has a name.
 	Find() ([]discover.Found, []discover.Missing)
+
+	// Changed tells that Find would say something else; nil if that never happens
+	// in between the looks at intervals.
+	Changed() <-chan struct{}
 }
 
 // Agent keeps the redirections equal to a source's workloads. Set the fields,
@@ -62,6 +69,7 @@ type entry struct {
 	ns       *netns.Handle
 	workload workload.Workload
 	att      *redirect.Attachment
+	handed   bool // the connected proxy has it
 }
 
 // arrival is a proxy that has said hello.
@@ -113,6 +121,8 @@ func (a *Agent) loop(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case a.source = <-a.Sources:
+			a.reconcile()
+		case <-a.source.Changed():
 			a.reconcile()
 		case <-tick.C:
 			a.reconcile()
@@ -200,17 +210,24 @@ func (a *Agent) welcome(ctx context.Context, x arrival) {
 		}
 	}
 	// While no proxy is noted, nothing that reconcile does is told to one.
+	for _, e := range a.held {
+		e.handed = false
+	}
 	kept := a.adopt(x.held)
 	a.reconcile()
 	a.proxy = x.proxy
 	go a.serve(ctx, x.proxy)
 	keeps, attaches := 0, 0
 	for _, e := range a.held {
-		if kept[e.id] {
+		switch {
+		case e.workload.ID == "": // waits for its name
+		case kept[e.id]:
 			keeps++
 			a.tell(a.proxy.Keep(e.id, e.workload))
-		} else {
+			e.handed = true
+		default:
 			attaches++
+			e.handed = true
 			a.tell(a.proxy.Attach(e.handover()))
 		}
 	}

@@ -45,9 +45,12 @@ type host struct {
 
 // listed is a source that a test changes.
 type listed struct {
-	mu sync.Mutex
-	m  map[string]discover.Found
+	mu      sync.Mutex
+	m       map[string]discover.Found
+	changed chan struct{}
 }
+
+func (l *listed) Changed() <-chan struct{} { return l.changed }
 
 func (l *listed) set(name, path string, labels map[string]string) {
 	l.mu.Lock()
@@ -306,6 +309,39 @@ func TestWorkloadsComeAndGo(t *testing.T) {
 			return !strings.Contains(state, "169") && !strings.Contains(state, "listener")
 		})
 		h.answers(db, "db")
+	})
+}
+
+// TestHeldUntilNamed has a namespace show up before anybody knows whose it is: it
+// is attached at once, its calls wait, and are answered when the name is known.
+func TestHeldUntilNamed(t *testing.T) {
+	eachMethod(t, func(t *testing.T, h *host) {
+		ns := h.namespace("early")
+		h.source.changed = make(chan struct{})
+		h.start()
+		h.connect()
+		h.source.mu.Lock()
+		h.source.m = map[string]discover.Found{"early": {Netns: ns.Path()}}
+		h.source.mu.Unlock()
+		h.source.changed <- struct{}{}
+		eventually(t, "it is attached", func() bool {
+			return strings.Contains(must[string](t)(testnet.State(ns)), "table=169")
+		})
+		waiting := make(chan string, 1)
+		go func() {
+			said, _, _ := testnet.Ask(ns, "tcp", redirect.IMDS4.String())
+			waiting <- said
+		}()
+		eventually(t, "a caller is queued", func() bool { return strings.Contains(h.established(ns), "169.254.169.254:80") })
+		if _, takes := h.proxy.counts(); takes != 0 {
+			t.Error("handed over without a name")
+		}
+		h.source.set("early", ns.Path(), nil)
+		h.source.changed <- struct{}{}
+		if said := <-waiting; said != "early" {
+			t.Errorf("queued caller got %q", said)
+		}
+		h.exactlyOne(ns)
 	})
 }
 

@@ -52,6 +52,9 @@ type Step struct {
 // Plan compares what is wanted with what is held. It is pure and total; the
 // steps come in a fixed order. A namespace whose back-off has not ended gets no
 // Attach and no Reopen.
+//
+// A wanted workload without ID is one whose name is not known (yet, or for the
+// moment): it never takes the place of a name that is.
 func Plan(want map[Key]workload.Workload, have map[Key]Held, backoff map[Key]Backoff, now time.Time) []Step {
 	var steps []Step
 	for k, h := range have {
@@ -61,7 +64,7 @@ func Plan(want map[Key]workload.Workload, have map[Key]Held, backoff map[Key]Bac
 			steps = append(steps, Step{Action: Detach, Key: k, ID: h.ID})
 		case !h.Alive && !now.Before(backoff[k].Until):
 			steps = append(steps, Step{Action: Reopen, Key: k, ID: h.ID, Workload: w})
-		case h.Alive && !equal(w, h.Workload):
+		case h.Alive && w.ID != "" && !equal(w, h.Workload):
 			steps = append(steps, Step{Action: Update, Key: k, ID: h.ID, Workload: w})
 		}
 	}
@@ -84,12 +87,15 @@ func equal(a, b workload.Workload) bool {
 
 // Group makes one workload of those that share a namespace, which the kernel
 // cannot tell apart: it has all their names, and only the labels on which they
-// agree. The order of members does not matter.
+// agree. The order of members does not matter, and those without ID do not count.
 func Group(members []workload.Workload) workload.Workload {
-	if len(members) == 1 {
+	members = slices.DeleteFunc(slices.Clone(members), func(w workload.Workload) bool { return w.ID == "" })
+	switch len(members) {
+	case 0:
+		return workload.Workload{}
+	case 1:
 		return members[0]
 	}
-	members = slices.Clone(members)
 	slices.SortFunc(members, func(a, b workload.Workload) int { return cmp.Compare(a.ID, b.ID) })
 	var ids, names []string
 	labels := maps.Clone(members[0].Labels)

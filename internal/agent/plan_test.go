@@ -68,6 +68,22 @@ func TestPlan(t *testing.T) {
 			steps: []Step{{Update, k1, 7, labelled}},
 		},
 		{
+			name:  "no_name_yet",
+			want:  map[Key]workload.Workload{k1: {}},
+			steps: []Step{{Attach, k1, 0, workload.Workload{}}},
+		},
+		{
+			name:  "name_arrives",
+			want:  map[Key]workload.Workload{k1: web},
+			have:  map[Key]Held{k1: {7, workload.Workload{}, true}},
+			steps: []Step{{Update, k1, 7, web}},
+		},
+		{
+			name: "name_not_known_for_the_moment",
+			want: map[Key]workload.Workload{k1: {}},
+			have: map[Key]Held{k1: {7, web, true}},
+		},
+		{
 			name:  "another_workload_in_the_same_namespace",
 			want:  map[Key]workload.Workload{k1: db},
 			have:  map[Key]Held{k1: {7, web, true}},
@@ -102,6 +118,9 @@ func TestGroup(t *testing.T) {
 		if diff := cmp.Diff(want, Group(members)); diff != "" {
 			t.Errorf("-want +got:\n%s", diff)
 		}
+	}
+	if diff := cmp.Diff(a, Group([]workload.Workload{{}, a})); diff != "" {
+		t.Errorf("with one that has no name: -want +got:\n%s", diff)
 	}
 	if len(a.Labels) != 2 || len(b.Labels) != 2 {
 		t.Error("Group changed its input")

@@ -19,11 +19,11 @@ const backoffForgiven = 30 * time.Second
 // observed is what a look at the source has found.
 type observed struct {
 	want    map[Key]workload.Workload
-	handles map[Key]*netns.Handle
-	trouble map[string]error // by workload
+	handles map[Key]*netns.Handle // of those that are not held
+	trouble map[string]error      // by workload
 }
 
-// observe opens the namespaces of everything that the source lists. What cannot
+// observe finds the namespaces of everything that the source lists. What cannot
 // be had now is trouble, not an error: the next reconcile looks again.
 func (a *Agent) observe() observed {
 	found, missing := a.source.Find()
@@ -31,26 +31,45 @@ func (a *Agent) observe() observed {
 	for _, m := range missing {
 		o.trouble[string(m.ID)] = m.Err
 	}
+	held := make(map[uint64]Key, len(a.held))
+	for k := range a.held {
+		held[k.Inode] = k
+	}
 	members := make(map[Key][]workload.Workload)
 	for _, f := range found {
-		ns, err := a.open(f)
+		k, err := a.locate(f, held, o.handles)
 		if err != nil {
 			o.trouble[string(f.Workload.ID)] = err
 			continue
 		}
-		k := keyOf(ns.ID())
 		members[k] = append(members[k], f.Workload)
-		if o.handles[k] != nil {
-			ns.Close()
-			continue
-		}
-		o.handles[k] = ns
 	}
 	o.want = make(map[Key]workload.Workload, len(members))
 	for k, ws := range members {
 		o.want[k] = Group(ws)
 	}
 	return o
+}
+
+// locate finds the key of a namespace, and opens it if it is not held.
+func (a *Agent) locate(f discover.Found, held map[uint64]Key, handles map[Key]*netns.Handle) (Key, error) {
+	// A namespace that is held cannot die, and its inode is not given to another.
+	if inode, err := netns.Inode(f.Netns); err == nil {
+		if k, ok := held[inode]; ok {
+			return k, nil
+		}
+	}
+	ns, err := a.open(f)
+	if err != nil {
+		return Key{}, err
+	}
+	k := keyOf(ns.ID())
+	if handles[k] != nil {
+		ns.Close()
+		return k, nil
+	}
+	handles[k] = ns
+	return k, nil
 }
 
 func (a *Agent) open(f discover.Found) (*netns.Handle, error) {
@@ -93,16 +112,18 @@ func (a *Agent) reconcile() {
 func (a *Agent) do(s Step, handles map[Key]*netns.Handle) error {
 	switch s.Action {
 	case Detach:
-		return a.detach(s.Key)
+		ns, err := a.detach(s.Key)
+		ns.Close()
+		return err
 	case Update:
 		e := a.held[s.Key]
 		e.workload = s.Workload
-		if a.proxy != nil {
-			a.tell(a.proxy.Update(e.id, e.workload))
-		}
+		a.handOver(e)
 		return nil
 	case Reopen:
-		if err := a.detach(s.Key); err != nil {
+		ns, err := a.detach(s.Key)
+		handles[s.Key] = ns
+		if err != nil {
 			return err
 		}
 		a.backoff[s.Key] = a.backoff[s.Key].next(time.Now())
@@ -123,25 +144,35 @@ func (a *Agent) attach(k Key, w workload.Workload, handles map[Key]*netns.Handle
 	e := &entry{id: a.nextID, ns: ns, workload: w, att: att}
 	a.held[k] = e
 	a.Log.Info("attached", "workload", w.ID, "netns", ns.ID(), "method", att.Method, "attachment", e.id, "took", time.Since(start).Round(time.Microsecond))
-	if a.proxy != nil {
-		a.tell(a.proxy.Attach(e.handover()))
-	}
+	a.handOver(e)
 	return nil
 }
 
-// detach leaves the namespace as it was. The entry is gone whatever happens: what
-// could not be undone is reported.
-func (a *Agent) detach(k Key) error {
+// handOver tells the proxy, if there is one, of a workload that has a name. Until
+// then its callers wait in the kernel: nothing is answered for somebody unknown.
+func (a *Agent) handOver(e *entry) {
+	switch {
+	case a.proxy == nil || e.workload.ID == "":
+	case e.handed:
+		a.tell(a.proxy.Update(e.id, e.workload))
+	default:
+		e.handed = true
+		a.tell(a.proxy.Attach(e.handover()))
+	}
+}
+
+// detach leaves the namespace as it was, and gives back its handle. The entry is
+// gone whatever happens: what could not be undone is reported.
+func (a *Agent) detach(k Key) (*netns.Handle, error) {
 	e := a.held[k]
 	delete(a.held, k)
 	err := a.Redirector.Detach(e.ns, e.att)
-	if a.proxy != nil {
+	if a.proxy != nil && e.handed {
 		a.tell(a.proxy.Detach(e.id))
 	}
 	e.att.Close()
-	e.ns.Close()
 	a.Log.Info("detached", "workload", e.workload.ID, "netns", e.ns.ID(), "attachment", e.id)
-	return err
+	return e.ns, err
 }
 
 // repair puts back what somebody has removed inside the namespaces.

@@ -45,7 +45,7 @@ type Event struct {
 	// What was asked. All are empty when the request could not be read.
 	Verb   string      `json:"verb"` // HTTP method
 	Action imds.Action `json:"action"`
-	Target string      `json:"target"` // canonical, or as sent if that was refused; secrets taken out
+	Target string      `json:"target"` // canonical, as far as it was understood; secrets taken out
 
 	// What came of it.
 	Decision Decision      `json:"decision"`

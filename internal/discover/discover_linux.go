@@ -17,7 +17,8 @@ import (
 	"imdsgate/internal/workload"
 )
 
-// Found is a workload and the path of its network namespace, at this moment.
+// Found is a workload and the path of its network namespace, at this moment. The
+// workload is the zero value while nobody knows yet whose namespace it is.
 type Found struct {
 	Workload workload.Workload
 	Netns    string
@@ -114,6 +115,9 @@ func yamlError(name string, err error) error {
 	}
 	return fmt.Errorf("%s:1: %s", name, s)
 }
+
+// Changed is nil: nobody tells when a process or a path comes or goes.
+func (s *Static) Changed() <-chan struct{} { return nil }
 
 // Find looks for every listed workload. A pid that was given to another process
 // meanwhile is not taken for the workload.

@@ -125,6 +125,9 @@ func (t *tap) turnedAway(c *conn, n *tally, reason string) {
 func (t *tap) record(c *conn, n *tally) {
 	e := c.event()
 	c.name(&e)
+	if n == &t.astray {
+		e.Proof = workload.None // the name is the listener's, not the caller's
+	}
 	e.Decision, e.Reason, e.Count = audit.Refuse, n.reason, n.count
 	n.count = 0
 	t.gate.record(e)

@@ -17,7 +17,7 @@ import (
 // refuse answers in the words of the cloud.
 func (x *exchange) refuse(d audit.Decision, r *imds.Refusal) {
 	x.event.Decision, x.event.Reason = d, r.Error()
-	x.event.Blanked, x.event.Upstream = nil, false
+	x.event.Blanked = nil
 	body := r.Body()
 	h := x.w.Header()
 	clear(h) // an answer may have been prepared
@@ -125,7 +125,7 @@ var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 func (x *exchange) stream(a *upstream.Answer) error {
 	x.announce(a)
 	if a.Size < 0 {
-		x.head(a.Status)
+		x.start(a)
 		if err := x.flush(); err != nil {
 			return err
 		}
@@ -149,7 +149,7 @@ func (x *exchange) stream(a *upstream.Answer) error {
 	if a.Size >= 0 && x.event.Bytes != a.Size {
 		return io.ErrUnexpectedEOF
 	}
-	x.head(a.Status)
+	x.start(a)
 	return x.flush()
 }
 
@@ -170,6 +170,11 @@ func (x *exchange) announce(a *upstream.Answer) {
 	default:
 		h.Del("Content-Length")
 	}
+}
+
+// start begins to send an answer of the source, once.
+func (x *exchange) start(a *upstream.Answer) {
+	x.head(a.Status)
 	x.event.Upstream = true
 }
 
@@ -188,7 +193,7 @@ func (x *exchange) head(status int) {
 
 // send writes one piece of the body.
 func (x *exchange) send(a *upstream.Answer, p []byte) error {
-	x.head(a.Status)
+	x.start(a)
 	n, err := x.w.Write(p)
 	x.event.Bytes += int64(n)
 	if err == nil && x.event.Bytes != a.Size {

@@ -43,10 +43,9 @@ type Gate struct {
 	Policy    Decider // nil denies everything
 	Source    upstream.Source
 
-	// Audit gets one event for each request. When it fails the request is
-	// answered all the same: the first failure is logged, and all are counted
-	// (AuditFailures). Who needs the record more than the answer makes a
-	// Sink that does not return before it is written.
+	// Audit gets one event for each request, when its answer is out. That an
+	// event is lost closes nothing: the first loss is logged, and all are
+	// counted (AuditFailures).
 	Audit audit.Sink
 
 	Log    *slog.Logger // nil logs nothing
@@ -69,13 +68,13 @@ type Gate struct {
 // default.
 type Limits struct {
 	HeaderBytes int           // of a request's header, request line included; 16 KiB, at least 4 KiB
-	HeaderTime  time.Duration // for a header to arrive, from its first byte; 5 s
+	HeaderTime  time.Duration // for a header to arrive, the first one from accept on; 5 s
 	IdleTime    time.Duration // a connection is kept for its next request; 2 min
-	BodyBytes   int64         // of a request's body; 64 KiB
+	BodyBytes   int64         // of a request's body; 64 KiB, and imds refuses more
 	BodyTime    time.Duration // for a body to arrive; 5 s
 	WriteTime   time.Duration // without the caller reading a single byte of its answer; 30 s
 
-	Conns     int           // per listener; 256. Those beyond are closed at once
+	Conns     int           // per listener, even one that many callers share; 256. Those beyond are closed at once
 	InFlight  int           // requests to the source at once, per listener; 64
 	QueueTime time.Duration // to wait for one's turn in InFlight; 5 s
 

@@ -11,6 +11,7 @@ import (
 	"imdsgate/internal/audit"
 	"imdsgate/internal/imds"
 	"imdsgate/internal/upstream"
+	"imdsgate/internal/workload"
 )
 
 // untouched is a Source that must not be asked.
@@ -196,10 +197,10 @@ func TestCallerOfTheRealPortIsTurnedAway(t *testing.T) {
 	<-s.done
 	const reason = "the connection was made to the gate's own port, not to the metadata service"
 	first := sink.next(t)
-	if first.Decision != audit.Refuse || first.Reason != reason || first.Count != 1 || first.Workload != "static:web" || !first.Peer.IsValid() {
-		t.Errorf("got %+v, want a refusal of one connection", first)
+	if first.Decision != audit.Refuse || first.Reason != reason || first.Count != 1 || first.Proof != workload.None || first.Workload != "static:web" || !first.Peer.IsValid() {
+		t.Errorf("got %+v, want a refusal of one connection that proves nothing", first)
 	}
-	if rest := sink.next(t); rest.Reason != reason || rest.Count != 2 {
+	if rest := sink.next(t); rest.Reason != reason || rest.Count != 2 || rest.Proof != workload.None {
 		t.Errorf("got %+v, want an event for the two others", rest)
 	}
 	sink.none(t)

@@ -129,8 +129,8 @@ func (t *tap) state(c *conn, s http.ConnState) {
 // checkGone is called with mu held, after what it looks at has changed.
 func (t *tap) checkGone() {
 	if t.ended && len(t.conns) == 0 {
-		close(t.gone)
 		t.gate.forget(t)
+		close(t.gone)
 	}
 }
 

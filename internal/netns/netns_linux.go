@@ -50,6 +50,16 @@ func Open(path string) (*Handle, error) {
 // PIDPath is the path of the namespace that a process is in.
 func PIDPath(pid int) string { return fmt.Sprintf("/proc/%d/ns/net", pid) }
 
+// Inode is the inode of the file at a path. It names a network namespace only if
+// one with this inode is known to be alive.
+func Inode(path string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, fmt.Errorf("%s: %w", path, err)
+	}
+	return st.Ino, nil
+}
+
 // Current opens the namespace of the calling thread.
 func Current() (*Handle, error) { return Open("/proc/thread-self/ns/net") }
 

@@ -277,6 +277,9 @@ func TestBrokenAnswers(t *testing.T) {
 			if !errors.Is(err, tc.want) {
 				t.Errorf("got %v, want %v", err, tc.want)
 			}
+			if name == "too_large_by_its_header" {
+				max = 0 // there is no need to begin
+			}
 			if int64(len(body)) > max {
 				t.Errorf("got %d bytes of body, want at most %d", len(body), max)
 			}

@@ -1,0 +1,27 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+)
+
+// listenOn opens what a flag names. An address that can never work is the user's
+// error; example is one that does.
+func listenOn(ctx context.Context, flag, address, example string) (net.Listener, error) {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err == nil {
+		return l, nil
+	}
+	var form *net.AddrError
+	var name *net.DNSError
+	switch {
+	case errors.As(err, &form), errors.As(err, &name) && name.IsNotFound:
+		return nil, withHint(usageError("%s: %v", flag, err), "give address and port, as in "+example)
+	case errors.Is(err, os.ErrPermission):
+		return nil, withHint(unsupported("%s: %v", flag, err), "ports below 1024 need root or CAP_NET_BIND_SERVICE; try "+flag+" "+example)
+	}
+	return nil, withHint(fmt.Errorf("%s: %w", flag, err), "see who has the port with 'ss -ltnp', or try a free one: "+flag+" 127.0.0.1:0")
+}
