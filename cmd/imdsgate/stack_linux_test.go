@@ -96,7 +96,9 @@ http {
 		t.Fatal(err)
 	}
 	// It says so once the port is bound.
-	if _, err := p.Await(t.Context(), 0, func(line string) bool { return strings.Contains(line, "start worker process") || strings.Contains(line, "nginx/") }); err != nil {
+	if _, err := p.Await(t.Context(), 0, func(line string) bool {
+		return strings.Contains(line, "start worker process") || strings.Contains(line, "nginx/")
+	}); err != nil {
 		t.Fatal(err)
 	}
 }

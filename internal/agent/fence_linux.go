@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -23,31 +24,46 @@ var ErrNoCgroup = errors.New("no writable cgroup v2 hierarchy")
 // the cgroup that its creator was in: raise the fence before the first listener
 // is opened.
 type Fence struct {
-	fence     *bpf.Fence
-	dir, home string
+	fence *bpf.Fence
+	dir   string
+	home  string // where the process came from; empty if it did not move
 }
 
-// RaiseFence moves this process into a cgroup of its own, a child called name of
-// the one it is in, and lets no socket made from now on be connected by anybody
-// else, or to anywhere but upstream. Errors: ErrNoCgroup, bpf.ErrNotSupported,
-// os.ErrPermission.
+// RaiseFence lets no socket made from now on be connected by anybody else, or to
+// anywhere but upstream. The fence stands on a cgroup that holds this process
+// alone: the one it is in (a container's, a service's), or else a new child of
+// that, called name, into which it moves. Errors: ErrNoCgroup,
+// bpf.ErrNotSupported, os.ErrPermission.
 func RaiseFence(name string, upstream netip.AddrPort) (*Fence, error) {
-	home, err := ownCgroup()
+	own, err := ownCgroup()
 	if err != nil {
 		return nil, err
 	}
-	f := &Fence{home: home, dir: filepath.Join(home, name)}
-	if filepath.Base(home) == name {
-		f.dir, f.home = home, filepath.Dir(home)
-	}
-	if err := os.Mkdir(f.dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-		return nil, fmt.Errorf("%w: %w", ErrNoCgroup, err)
+	f := &Fence{dir: own}
+	if !aloneIn(own) {
+		f.dir, f.home = filepath.Join(own, name), own
+		if err := os.Mkdir(f.dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return nil, fmt.Errorf("%w: %w", ErrNoCgroup, err)
+		}
 	}
 	if err := f.raise(upstream); err != nil {
 		f.leave()
 		return nil, err
 	}
 	return f, nil
+}
+
+// aloneIn reports whether a cgroup is no root and has no process but this one.
+func aloneIn(dir string) bool {
+	if _, err := os.Stat(filepath.Join(dir, "cgroup.events")); err != nil {
+		return false // the root of the hierarchy has no such file
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if err != nil {
+		return false
+	}
+	pids := strings.Fields(string(b))
+	return len(pids) == 1 && pids[0] == strconv.Itoa(os.Getpid())
 }
 
 func (f *Fence) raise(upstream netip.AddrPort) error {
@@ -69,6 +85,9 @@ func (f *Fence) raise(upstream netip.AddrPort) error {
 	if err != nil {
 		return err
 	}
+	if f.home == "" {
+		return nil
+	}
 	if err := enter(f.dir); err != nil {
 		return fmt.Errorf("%w: %w", ErrNoCgroup, err)
 	}
@@ -82,11 +101,14 @@ func enter(dir string) error {
 // Refused is how many connects the fence has refused.
 func (f *Fence) Refused() (uint64, error) { return f.fence.Refused() }
 
-// Close leaves the cgroup and removes it. Sockets that were made in it keep the
-// fence.
+// Close leaves the cgroup and removes it, if it was made for the fence. Sockets
+// that were made in it keep the fence, and so does a cgroup that stays.
 func (f *Fence) Close() error { return errors.Join(f.leave(), f.fence.Close()) }
 
 func (f *Fence) leave() error {
+	if f.home == "" {
+		return nil
+	}
 	if err := enter(f.home); err != nil {
 		return err
 	}

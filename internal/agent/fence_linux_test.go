@@ -39,6 +39,7 @@ func reconnect(fd int, to netip.AddrPort) string {
 	if errno != 0 {
 		return "disconnect: " + errno.Error()
 	}
+	bound := ""
 	unix.SetNonblock(fd, false)
 	unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 2})
 	var own, sa unix.Sockaddr = &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}, &unix.SockaddrInet4{Port: int(to.Port())}
@@ -47,9 +48,11 @@ func reconnect(fd int, to netip.AddrPort) string {
 	} else {
 		sa.(*unix.SockaddrInet4).Addr = to.Addr().As4()
 	}
-	unix.Bind(fd, own) // or it would call from the service's address
+	if err := unix.Bind(fd, own); err != nil { // or it would call from the service's address
+		bound = ", bind: " + err.Error()
+	}
 	if err := unix.Connect(fd, sa); err != nil {
-		return "connect: " + err.Error()
+		return "connect: " + err.Error() + bound
 	}
 	buf := make([]byte, 64)
 	n, err := unix.Read(fd, buf)
@@ -68,7 +71,7 @@ func TestFence(t *testing.T) {
 		fenced bool
 		want   string
 	}{
-		{"proxy_reconnects_a_handed_over_socket", true, "connect: operation not permitted"},
+		{"proxy_reconnects_a_handed_over_socket", true, "connect: operation not permitted, bind: operation not permitted"},
 		{"control_without_fence", false, "read secret"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -86,8 +89,8 @@ func TestFence(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer func() {
-					if n, err := f.Refused(); err != nil || n < 4 {
-						t.Errorf("Refused = %d, %v, want 4 at least", n, err)
+					if n, err := f.Refused(); err != nil || n < 8 {
+						t.Errorf("Refused = %d, %v, want 8 at least", n, err)
 					}
 					if err := f.Close(); err != nil {
 						t.Error(err)

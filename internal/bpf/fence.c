@@ -5,9 +5,10 @@
 // fence stands on the agent's own cgroup. A socket keeps the cgroup of its
 // creator for life, so every listener that the agent opens inside a container,
 // and every connection accepted from one, meets this program when somebody
-// tries to connect it somewhere: a compromised proxy cannot turn a handed-over
-// socket into a door to the container's own loopback. The one connect that may
-// pass is the agent's own, in the host's namespace, to the configured upstream.
+// tries to connect it somewhere, or to bind it anew: a compromised proxy cannot
+// turn a handed-over socket into a door to the container's own loopback, nor stand
+// there as one of its services. The one connect that may pass is the agent's own,
+// in the host's namespace, to the configured upstream; bind is the agent's alone.
 #include <linux/bpf.h>
 #include <linux/in.h>
 #include <bpf/bpf_endian.h>
@@ -78,6 +79,24 @@ int fence6(struct bpf_sock_addr *c)
 	    (__u16)c->user_port != upstream_port)
 		return deny();
 	return allow();
+}
+
+// The agent binds its listeners; nobody binds them again.
+static __always_inline int own_bind(void)
+{
+	return bpf_get_current_cgroup_id() == agent_cgroup ? allow() : deny();
+}
+
+SEC("cgroup/bind4")
+int fence_bind4(struct bpf_sock_addr *c)
+{
+	return own_bind();
+}
+
+SEC("cgroup/bind6")
+int fence_bind6(struct bpf_sock_addr *c)
+{
+	return own_bind();
 }
 
 char __license[] SEC("license") = "Dual MIT/GPL";

@@ -19,6 +19,8 @@ const (
 	fenceMapVerdicts     = "verdicts"
 	fenceProgFence4      = "fence4"
 	fenceProgFence6      = "fence6"
+	fenceProgFenceBind4  = "fence_bind4"
+	fenceProgFenceBind6  = "fence_bind6"
 	fenceVarAgentCgroup  = "agent_cgroup"
 	fenceVarHostNetns    = "host_netns"
 	fenceVarUpstream     = "upstream"
@@ -67,8 +69,10 @@ type fenceSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type fenceProgramSpecs struct {
-	Fence4 *ebpf.ProgramSpec `ebpf:"fence4"`
-	Fence6 *ebpf.ProgramSpec `ebpf:"fence6"`
+	Fence4     *ebpf.ProgramSpec `ebpf:"fence4"`
+	Fence6     *ebpf.ProgramSpec `ebpf:"fence6"`
+	FenceBind4 *ebpf.ProgramSpec `ebpf:"fence_bind4"`
+	FenceBind6 *ebpf.ProgramSpec `ebpf:"fence_bind6"`
 }
 
 // fenceMapSpecs contains maps before they are loaded into the kernel.
@@ -131,14 +135,18 @@ type fenceVariables struct {
 //
 // It can be passed to loadFenceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type fencePrograms struct {
-	Fence4 *ebpf.Program `ebpf:"fence4"`
-	Fence6 *ebpf.Program `ebpf:"fence6"`
+	Fence4     *ebpf.Program `ebpf:"fence4"`
+	Fence6     *ebpf.Program `ebpf:"fence6"`
+	FenceBind4 *ebpf.Program `ebpf:"fence_bind4"`
+	FenceBind6 *ebpf.Program `ebpf:"fence_bind6"`
 }
 
 func (p *fencePrograms) Close() error {
 	return _FenceClose(
 		p.Fence4,
 		p.Fence6,
+		p.FenceBind4,
+		p.FenceBind6,
 	)
 }
 

@@ -133,7 +133,7 @@ func TestSteer(t *testing.T) {
 // TestDetachLeavesNothing compares the whole namespace before and after.
 func TestDetachLeavesNothing(t *testing.T) {
 	eachMethod(t, func(t *testing.T, b *bench) {
-		before := must[string](t)(testnet.State(b.a.NS))
+		before := settled(t, b.a.NS)
 		att := must[*Attachment](t)(b.r.Attach(b.a.NS))
 		during := must[string](t)(testnet.State(b.a.NS))
 		if during == before {
@@ -147,6 +147,20 @@ func TestDetachLeavesNothing(t *testing.T) {
 			t.Errorf("namespace differs after detach (-before +after):\n%s", diff)
 		}
 	})
+}
+
+// settled is the state of a namespace once the kernel has added, in its own time,
+// the routes that belong to new addresses.
+func settled(t *testing.T, ns *netns.Handle) string {
+	t.Helper()
+	state := must[string](t)(testnet.State(ns))
+	for since, deadline := time.Now(), time.Now().Add(5*time.Second); time.Since(since) < 200*time.Millisecond && time.Now().Before(deadline); {
+		time.Sleep(10 * time.Millisecond)
+		if now := must[string](t)(testnet.State(ns)); now != state {
+			state, since = now, time.Now()
+		}
+	}
+	return state
 }
 
 func TestNeighbour(t *testing.T) {
