@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"imdsgate/internal/discover"
@@ -58,10 +59,17 @@ type Agent struct {
 	nextID  uint64
 	proxy   *handover.Proxy // nil while none is connected
 	noted   map[string]bool // troubles that were logged and still last
+	serving atomic.Int64    // pid of the connected proxy, for accept
 	arrived chan arrival
 	left    chan *handover.Proxy
 	lost    chan uint64
+
+	greeting chan struct{} // a place for each proxy that says hello
 }
+
+// maxGreetings bounds the proxies that say hello at the same time: each may send
+// thousands of descriptors.
+const maxGreetings = 2
 
 // entry is an attachment of ours.
 type entry struct {
@@ -70,6 +78,7 @@ type entry struct {
 	workload workload.Workload
 	att      *redirect.Attachment
 	handed   bool // the connected proxy has it
+	unsure   bool // adopted, and its rules not yet looked at
 }
 
 // arrival is a proxy that has said hello.
@@ -86,6 +95,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.held, a.backoff, a.noted = make(map[Key]*entry), make(map[Key]Backoff), make(map[string]bool)
 	a.nextID = rand.Uint64N(1 << 62) // no two agents give out the same
 	a.arrived, a.left, a.lost = make(chan arrival), make(chan *handover.Proxy), make(chan uint64)
+	a.greeting = make(chan struct{}, maxGreetings)
 	select {
 	case a.source = <-a.Sources:
 	case <-ctx.Done():
@@ -133,8 +143,11 @@ func (a *Agent) loop(ctx context.Context) error {
 		case p := <-a.left:
 			a.farewell(p)
 		case id := <-a.lost:
-			a.Log.Warn("listener was destroyed", "attachment", id)
-			a.reconcile()
+			// Said by the proxy; true if the kernel agrees.
+			if e := a.byID(id); e != nil && !e.att.Alive() {
+				a.Log.Warn("listener was destroyed", "workload", e.workload.ID, "attachment", id)
+				a.reconcile()
+			}
 		}
 	}
 }
@@ -170,12 +183,25 @@ func (a *Agent) accept(ctx context.Context) error {
 			time.Sleep(10 * time.Millisecond) // out of descriptors, or somebody who insists
 			continue
 		}
-		go a.greet(ctx, p)
+		// One proxy at a time. A proxy whose predecessor was just killed comes back in
+		// a moment, when that is known here.
+		if pid := a.serving.Load(); pid != 0 {
+			a.Log.Debug("second proxy refused", "pid", p.PID, "first", pid)
+			p.Refuse(fmt.Sprintf("a proxy is connected already: pid %d", pid))
+			continue
+		}
+		select {
+		case a.greeting <- struct{}{}:
+			go a.greet(ctx, p)
+		default:
+			p.Refuse("too many say hello at once")
+		}
 	}
 }
 
 // greet hears what a proxy holds, and passes it to the loop.
 func (a *Agent) greet(ctx context.Context, p *handover.Proxy) {
+	defer func() { <-a.greeting }()
 	held, err := p.Hello()
 	if err != nil {
 		a.Log.Warn("proxy said no hello", "pid", p.PID, "error", err)
@@ -186,7 +212,7 @@ func (a *Agent) greet(ctx context.Context, p *handover.Proxy) {
 	case a.arrived <- arrival{p, held}:
 	case <-ctx.Done():
 		for _, h := range held {
-			h.Close()
+			h.Discard()
 		}
 		p.Close()
 	}
@@ -195,19 +221,12 @@ func (a *Agent) greet(ctx context.Context, p *handover.Proxy) {
 // welcome takes a proxy into service: adopts what it holds, and tells it what it
 // should hold.
 func (a *Agent) welcome(ctx context.Context, x arrival) {
-	if a.proxy != nil {
-		// The old connection of a proxy that was killed may not have ended yet.
-		select {
-		case p := <-a.left:
-			a.farewell(p)
-		case <-time.After(100 * time.Millisecond):
-			for _, h := range x.held {
-				h.Close()
-			}
-			x.proxy.Refuse(fmt.Sprintf("a proxy is connected already: pid %d", a.proxy.PID))
-			a.Log.Warn("second proxy refused", "pid", x.proxy.PID, "first", a.proxy.PID)
-			return
+	if a.proxy != nil { // two said hello at once
+		for _, h := range x.held {
+			h.Discard()
 		}
+		x.proxy.Refuse(fmt.Sprintf("a proxy is connected already: pid %d", a.proxy.PID))
+		return
 	}
 	// While no proxy is noted, nothing that reconcile does is told to one.
 	for _, e := range a.held {
@@ -216,6 +235,7 @@ func (a *Agent) welcome(ctx context.Context, x arrival) {
 	kept := a.adopt(x.held)
 	a.reconcile()
 	a.proxy = x.proxy
+	a.serving.Store(int64(x.proxy.PID))
 	go a.serve(ctx, x.proxy)
 	keeps, attaches := 0, 0
 	for _, e := range a.held {
@@ -234,6 +254,15 @@ func (a *Agent) welcome(ctx context.Context, x arrival) {
 	a.tell(a.proxy.Sync()) // the proxy lets go of everything not mentioned
 	a.Log.Info("proxy connected", "pid", x.proxy.PID, "uid", x.proxy.UID,
 		"holds", len(x.held), "keeps", keeps, "gets", attaches)
+}
+
+func (a *Agent) byID(id uint64) *entry {
+	for _, e := range a.held {
+		if e.id == id {
+			return e
+		}
+	}
+	return nil
 }
 
 func (a *Agent) serve(ctx context.Context, p *handover.Proxy) {
@@ -256,6 +285,7 @@ func (a *Agent) serve(ctx context.Context, p *handover.Proxy) {
 func (a *Agent) farewell(p *handover.Proxy) {
 	if a.proxy == p {
 		a.proxy = nil
+		a.serving.Store(0)
 	}
 }
 

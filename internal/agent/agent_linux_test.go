@@ -538,12 +538,46 @@ func TestLyingProxy(t *testing.T) {
 	if diff := cmp.Diff(map[uint64]bool{}, kept); diff != "" || len(ag.held) != 0 {
 		t.Errorf("adopted %v", kept)
 	}
-	for _, want := range []string{"listener belongs to another namespace"} {
-		if !h.log.has(want) {
-			t.Errorf("log lacks %q", want)
-		}
+	if want := "listener belongs to another namespace"; !h.log.has(want) {
+		t.Errorf("log lacks %q", want)
 	}
-	if _, err := a.V4.Seek(0, io.SeekStart); !errors.Is(err, os.ErrClosed) {
-		t.Errorf("descriptors of a liar stay open: %v", err)
+	own := must[net.Listener](t)(net.Listen("tcp", "127.0.0.1:0"))
+	defer own.Close()
+	hostListener := must[*os.File](t)(own.(*net.TCPListener).File())
+	kept = ag.adopt([]*handover.Attachment{{ID: 3, Method: "sklookup", V4: hostListener}})
+	if want := "host's own network namespace"; len(kept) != 0 || !h.log.has(want) {
+		t.Errorf("a listener of the host: adopted %v; log lacks %q", kept, want)
+	}
+	eventually(t, "the liar's descriptors are closed", func() bool {
+		_, err := a.V4.Seek(0, io.SeekStart)
+		return errors.Is(err, os.ErrClosed)
+	})
+}
+
+// TestLinkDetachedByProxy: whoever holds a link may detach it; the agent notices.
+func TestLinkDetachedByProxy(t *testing.T) {
+	h := newHost(t, redirect.SkLookup)
+	ns := h.namespace("web")
+	h.source.set("web", ns.Path(), nil)
+	r := must[*redirect.Redirector](t)(redirect.New(h.method))
+	ag := &Agent{Redirector: r, source: h.source, held: make(map[Key]*entry), backoff: make(map[Key]Backoff), Log: slog.New(slog.NewTextHandler(h.log, nil))}
+	ag.reconcile()
+	first := ag.held[keyOf(ns.ID())]
+	if err := bpf.DetachLink(first.att.Link); err != nil {
+		t.Fatal(err)
+	}
+	if n := must[int](t)(bpf.NetnsLinks(ns.ID().Inode)); n != 0 {
+		t.Fatalf("%d links after detaching the one", n)
+	}
+	ag.reconcile()
+	second := ag.held[keyOf(ns.ID())]
+	if second == first || second.id == first.id {
+		t.Error("the attachment is the old one")
+	}
+	h.exactlyOne(ns)
+	h.source.set("web", "", nil)
+	ag.reconcile()
+	if state := must[string](t)(testnet.State(ns)); strings.Contains(state, "169") {
+		t.Errorf("still steered:\n%s", state)
 	}
 }

@@ -115,6 +115,20 @@ func (f *Fence) leave() error {
 	return unix.Rmdir(f.dir)
 }
 
+// OwnCgroup is the path of this process's cgroup v2 below its mount: after
+// RaiseFence, the agent's. Errors: ErrNoCgroup.
+func OwnCgroup() (string, error) {
+	dir, err := ownCgroup()
+	if err != nil {
+		return "", err
+	}
+	mount, err := cgroupMount()
+	if err != nil {
+		return "", err
+	}
+	return "/" + strings.TrimPrefix(strings.TrimPrefix(dir, mount), "/"), nil
+}
+
 // ownCgroup is the directory of this process's cgroup v2.
 func ownCgroup() (string, error) {
 	mount, err := cgroupMount()

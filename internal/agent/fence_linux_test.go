@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"bufio"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -22,6 +24,10 @@ import (
 
 // TestMain plays the compromised proxy when it is started as one.
 func TestMain(m *testing.M) {
+	if os.Getenv("IMDSGATE_TEST_LISTEN") != "" {
+		listenAgain(3)
+		os.Exit(0)
+	}
 	if to := os.Getenv("IMDSGATE_TEST_RECONNECT"); to != "" {
 		fmt.Print(reconnect(3, netip.MustParseAddrPort(to)))
 		os.Exit(0)
@@ -34,14 +40,11 @@ func init() { runtime.LockOSThread() } // see package main
 // reconnect takes a connected socket apart and connects it to something else in
 // its own namespace, and says what it reads there.
 func reconnect(fd int, to netip.AddrPort) string {
-	unspec := unix.RawSockaddr{Family: unix.AF_UNSPEC} // disconnects
-	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&unspec)), unsafe.Sizeof(unspec))
-	if errno != 0 {
-		return "disconnect: " + errno.Error()
+	if err := disconnect(fd); err != nil {
+		return "disconnect: " + err.Error()
 	}
 	bound := ""
 	unix.SetNonblock(fd, false)
-	unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Sec: 2})
 	var own, sa unix.Sockaddr = &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}, &unix.SockaddrInet4{Port: int(to.Port())}
 	if to.Addr().Is6() {
 		own, sa = &unix.SockaddrInet6{Addr: netip.IPv6Loopback().As16()}, &unix.SockaddrInet6{Addr: to.Addr().As16(), Port: int(to.Port())}
@@ -60,6 +63,121 @@ func reconnect(fd int, to netip.AddrPort) string {
 		return "read: " + err.Error()
 	}
 	return "read " + string(buf[:n])
+}
+
+func disconnect(fd int) error {
+	unspec := unix.RawSockaddr{Family: unix.AF_UNSPEC}
+	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&unspec)), unsafe.Sizeof(unspec))
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// listenAgain takes a connected socket apart and listens with it on a port of the
+// kernel's choosing, says where, and whether somebody came. It tries to spoil
+// the socket for others too.
+func listenAgain(fd int) {
+	for _, o := range []struct{ level, name, value int }{{unix.SOL_IP, unix.IP_MINTTL, 1}, {unix.SOL_SOCKET, unix.SO_RCVBUF, 4096}} {
+		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
+			fmt.Printf("option %d %d: %v\n", o.level, o.name, err)
+		}
+	}
+	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: 1 << 20}); err != nil {
+		fmt.Printf("linger: %v\n", err)
+	}
+	if err := disconnect(fd); err != nil {
+		fmt.Printf("disconnect: %v\n", err)
+		return
+	}
+	if err := unix.Listen(fd, 8); err != nil {
+		fmt.Printf("listen: %v\n", err)
+		return
+	}
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		fmt.Printf("getsockname: %v\n", err)
+		return
+	}
+	a := sa.(*unix.SockaddrInet4)
+	fmt.Printf("listening %s\n", netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port)))
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 1000)
+	if n == 1 && err == nil {
+		fmt.Println("somebody came")
+	} else {
+		fmt.Println("nobody came")
+	}
+}
+
+// TestFenceKeepsSocketsDeaf has a process outside the agent's cgroup listen with a
+// connection to the upstream, which lives in the host's namespace, and change
+// its options.
+func TestFenceKeepsSocketsDeaf(t *testing.T) {
+	testnet.Require(t, testnet.BPF)
+	for _, tc := range []struct {
+		name   string
+		fenced bool
+		came   string
+	}{
+		{"proxy_listens_with_a_handed_over_socket", true, "nobody came"},
+		{"control_without_fence", false, "somebody came"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			home, err := ownCgroup()
+			if err != nil {
+				t.Fatal(err)
+			}
+			upstream := listenLocal(t)
+			// The caller is no socket of the agent's.
+			caller, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(caller)
+			if tc.fenced {
+				f, err := RaiseFence(fmt.Sprintf("imdsgate-test-%d", os.Getpid()), upstream)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.Close()
+			}
+			up, err := net.Dial("tcp", upstream.String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			f := must[*os.File](t)(up.(*net.TCPConn).File())
+			up.Close()
+			defer f.Close()
+			dir := must[*os.File](t)(os.Open(home))
+			defer dir.Close()
+			cmd := exec.Command("/proc/self/exe")
+			cmd.Env = append(os.Environ(), "IMDSGATE_TEST_LISTEN=1")
+			cmd.ExtraFiles = []*os.File{f}
+			cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+			out := must[io.ReadCloser](t)(cmd.StdoutPipe())
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			var said []string
+			for s := bufio.NewScanner(out); s.Scan(); {
+				said = append(said, s.Text())
+				if at, ok := strings.CutPrefix(s.Text(), "listening "); ok {
+					port := netip.MustParseAddrPort(at).Port()
+					unix.Connect(caller, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: int(port)})
+				}
+			}
+			if err := cmd.Wait(); err != nil {
+				t.Fatal(err)
+			}
+			all := strings.Join(said, "; ")
+			if len(said) == 0 || said[len(said)-1] != tc.came {
+				t.Errorf("got %s, want %s", all, tc.came)
+			}
+			if n := strings.Count(all, "operation not permitted"); tc.fenced && n != 3 || !tc.fenced && n != 0 {
+				t.Errorf("%d options refused: %s", n, all)
+			}
+		})
+	}
 }
 
 // TestFence hands sockets to a process outside the agent's cgroup, which tries

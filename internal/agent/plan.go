@@ -82,7 +82,7 @@ func Plan(want map[Key]workload.Workload, have map[Key]Held, backoff map[Key]Bac
 }
 
 func equal(a, b workload.Workload) bool {
-	return a.ID == b.ID && a.Name == b.Name && slices.Equal(a.Members, b.Members) && maps.Equal(a.Labels, b.Labels)
+	return a.ID == b.ID && a.Name == b.Name && a.Image == b.Image && slices.Equal(a.Members, b.Members) && maps.Equal(a.Labels, b.Labels)
 }
 
 // Group makes one workload of those that share a namespace, which the kernel

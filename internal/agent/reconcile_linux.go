@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"time"
@@ -116,10 +117,7 @@ func (a *Agent) do(s Step, handles map[Key]*netns.Handle) error {
 		ns.Close()
 		return err
 	case Update:
-		e := a.held[s.Key]
-		e.workload = s.Workload
-		a.handOver(e)
-		return nil
+		return a.update(a.held[s.Key], s.Workload)
 	case Reopen:
 		ns, err := a.detach(s.Key)
 		handles[s.Key] = ns
@@ -129,6 +127,20 @@ func (a *Agent) do(s Step, handles map[Key]*netns.Handle) error {
 		a.backoff[s.Key] = a.backoff[s.Key].next(time.Now())
 	}
 	return a.attach(s.Key, s.Workload, handles)
+}
+
+// update gives a workload its name, or another. What was adopted has its rules
+// looked at first: they are not among what the proxy had to show.
+func (a *Agent) update(e *entry, w workload.Workload) error {
+	if e.unsure {
+		if _, err := a.Redirector.Ensure(e.ns, e.att); err != nil {
+			return err
+		}
+		e.unsure = false
+	}
+	e.workload = w
+	a.handOver(e)
+	return nil
 }
 
 func (a *Agent) attach(k Key, w workload.Workload, handles map[Key]*netns.Handle) error {
@@ -212,13 +224,17 @@ func (e *entry) handover() *handover.Attachment {
 // the proxy goes on holding.
 func (a *Agent) adopt(said []*handover.Attachment) map[uint64]bool {
 	kept := make(map[uint64]bool)
+	var first error
 	for _, h := range said {
 		if err := a.adoptOne(h); err != nil {
-			a.Log.Warn("not adopted", "attachment", h.ID, "netns", h.Netns, "error", err)
-			h.Close()
+			first = cmp.Or(first, fmt.Errorf("attachment %d, %v: %w", h.ID, h.Netns, err))
+			h.Discard()
 			continue
 		}
 		kept[h.ID] = true
+	}
+	if refused := len(said) - len(kept); refused > 0 {
+		a.Log.Warn("not adopted", "attachments", refused, "first", first)
 	}
 	return kept
 }
@@ -234,34 +250,22 @@ func (a *Agent) adoptOne(h *handover.Attachment) error {
 		if e.id != h.ID {
 			return fmt.Errorf("namespace has a newer attachment: %d", e.id)
 		}
-		h.Close() // copies of our own
+		h.Discard() // copies of our own
 		return nil
 	}
 	att := &redirect.Attachment{Netns: ns.ID(), Method: redirect.Method(h.Method), V4: h.V4, V6: h.V6, Link: h.Link}
 	err = a.Redirector.Verify(ns, att)
-	if err == nil {
-		_, err = a.Redirector.Ensure(ns, att)
-	}
-	if err == nil && a.hasID(h.ID) {
+	if err == nil && a.byID(h.ID) != nil {
 		err = errors.New("another attachment has this id")
 	}
 	if err != nil {
 		ns.Close()
 		return err
 	}
-	// Who it is comes from the source, never from the proxy: reconcile sets it, or
-	// detaches it.
-	a.held[k] = &entry{id: h.ID, ns: ns, att: att}
+	// Who it is comes from the source, never from the proxy: reconcile sets it and
+	// puts back what is missing, or detaches it.
+	a.held[k] = &entry{id: h.ID, ns: ns, att: att, unsure: true}
 	return nil
-}
-
-func (a *Agent) hasID(id uint64) bool {
-	for _, e := range a.held {
-		if e.id == id {
-			return true
-		}
-	}
-	return false
 }
 
 // namespaceOf finds the namespace by the listener itself.

@@ -189,7 +189,7 @@ func Loaded() (int, error) {
 			return 0, err
 		}
 		switch info.Name {
-		case steerProgSteer, fenceProgFence4, fenceProgFence6:
+		case steerProgSteer, fenceProgFence4, fenceProgFence6, fenceProgFenceBind4, fenceProgFenceBind6, fenceProgFenceIngress, fenceProgFenceOption, egressProgImdsgateEther, egressProgImdsgateIp:
 			n++
 		}
 	}

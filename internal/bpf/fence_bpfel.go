@@ -16,15 +16,17 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	fenceMapVerdicts     = "verdicts"
-	fenceProgFence4      = "fence4"
-	fenceProgFence6      = "fence6"
-	fenceProgFenceBind4  = "fence_bind4"
-	fenceProgFenceBind6  = "fence_bind6"
-	fenceVarAgentCgroup  = "agent_cgroup"
-	fenceVarHostNetns    = "host_netns"
-	fenceVarUpstream     = "upstream"
-	fenceVarUpstreamPort = "upstream_port"
+	fenceMapVerdicts      = "verdicts"
+	fenceProgFence4       = "fence4"
+	fenceProgFence6       = "fence6"
+	fenceProgFenceBind4   = "fence_bind4"
+	fenceProgFenceBind6   = "fence_bind6"
+	fenceProgFenceIngress = "fence_ingress"
+	fenceProgFenceOption  = "fence_option"
+	fenceVarAgentCgroup   = "agent_cgroup"
+	fenceVarHostNetns     = "host_netns"
+	fenceVarUpstream      = "upstream"
+	fenceVarUpstreamPort  = "upstream_port"
 )
 
 // loadFence returns the embedded CollectionSpec for fence.
@@ -69,10 +71,12 @@ type fenceSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type fenceProgramSpecs struct {
-	Fence4     *ebpf.ProgramSpec `ebpf:"fence4"`
-	Fence6     *ebpf.ProgramSpec `ebpf:"fence6"`
-	FenceBind4 *ebpf.ProgramSpec `ebpf:"fence_bind4"`
-	FenceBind6 *ebpf.ProgramSpec `ebpf:"fence_bind6"`
+	Fence4       *ebpf.ProgramSpec `ebpf:"fence4"`
+	Fence6       *ebpf.ProgramSpec `ebpf:"fence6"`
+	FenceBind4   *ebpf.ProgramSpec `ebpf:"fence_bind4"`
+	FenceBind6   *ebpf.ProgramSpec `ebpf:"fence_bind6"`
+	FenceIngress *ebpf.ProgramSpec `ebpf:"fence_ingress"`
+	FenceOption  *ebpf.ProgramSpec `ebpf:"fence_option"`
 }
 
 // fenceMapSpecs contains maps before they are loaded into the kernel.
@@ -135,10 +139,12 @@ type fenceVariables struct {
 //
 // It can be passed to loadFenceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type fencePrograms struct {
-	Fence4     *ebpf.Program `ebpf:"fence4"`
-	Fence6     *ebpf.Program `ebpf:"fence6"`
-	FenceBind4 *ebpf.Program `ebpf:"fence_bind4"`
-	FenceBind6 *ebpf.Program `ebpf:"fence_bind6"`
+	Fence4       *ebpf.Program `ebpf:"fence4"`
+	Fence6       *ebpf.Program `ebpf:"fence6"`
+	FenceBind4   *ebpf.Program `ebpf:"fence_bind4"`
+	FenceBind6   *ebpf.Program `ebpf:"fence_bind6"`
+	FenceIngress *ebpf.Program `ebpf:"fence_ingress"`
+	FenceOption  *ebpf.Program `ebpf:"fence_option"`
 }
 
 func (p *fencePrograms) Close() error {
@@ -147,6 +153,8 @@ func (p *fencePrograms) Close() error {
 		p.Fence6,
 		p.FenceBind4,
 		p.FenceBind6,
+		p.FenceIngress,
+		p.FenceOption,
 	)
 }
 

@@ -46,6 +46,9 @@ func AttachFence(cgroup *os.File, r FenceRules) (*Fence, error) {
 
 		fenceProgFenceBind4: ebpf.AttachCGroupInet4Bind,
 		fenceProgFenceBind6: ebpf.AttachCGroupInet6Bind,
+
+		fenceProgFenceIngress: ebpf.AttachCGroupInetIngress,
+		fenceProgFenceOption:  ebpf.AttachCGroupSetsockopt,
 	} {
 		// Without flags an attach replaces the program that is there. A link would
 		// take the fence away when the agent dies, which is when it is needed.
@@ -85,8 +88,8 @@ func (r FenceRules) set(spec *ebpf.CollectionSpec) error {
 	return nil
 }
 
-// Refused is how many connects and binds the fence has refused since it was
-// attached.
+// Refused is how many connects, binds, packets and options the fence has refused
+// since it was attached.
 func (f *Fence) Refused() (uint64, error) {
 	var n uint64
 	err := f.verdicts.Lookup(uint32(0), &n)

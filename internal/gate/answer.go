@@ -95,6 +95,9 @@ func (x *exchange) answer(a *upstream.Answer, blank []imds.Action) {
 // that cannot be read, and so not be blanked, is not handed on.
 func (x *exchange) blank(a *upstream.Answer, denied []imds.Action) (*upstream.Answer, error) {
 	out := &upstream.Answer{Status: a.Status, Header: a.Header.Clone(), Body: http.NoBody}
+	for _, name := range []string{"Etag", "Content-Md5", "Digest", "Content-Digest"} {
+		out.Header.Del(name) // they tell of the whole
+	}
 	if x.r.Method == http.MethodHead {
 		out.Header.Del("Content-Length") // it would tell the size of what is denied
 		return out, nil

@@ -141,7 +141,7 @@ func (c *conn) slots() chan struct{} {
 	if c.tap == nil {
 		return nil
 	}
-	return c.tap.slots
+	return c.tap.share.slots
 }
 
 // addrPort is an address in the one form that is compared: no IPv4 in IPv6.

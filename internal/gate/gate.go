@@ -57,10 +57,12 @@ type Gate struct {
 
 	mu      sync.Mutex
 	taps    map[*tap]struct{} // listeners that are served or have connections left
+	shares  map[uint64]*share // of the attachments among them
 	stopped bool
 
 	events   atomic.Uint64
 	conns    atomic.Uint64
+	open     atomic.Int64 // connections now
 	failures atomic.Uint64
 }
 
@@ -74,8 +76,12 @@ type Limits struct {
 	BodyTime    time.Duration // for a body to arrive; 5 s
 	WriteTime   time.Duration // without the caller reading a single byte of its answer; 30 s
 
-	Conns     int           // per listener, even one that many callers share; 256. Those beyond are closed at once
-	InFlight  int           // requests to the source at once, per listener; 64
+	// Of one workload, or of a listener that stands for no workload: its
+	// connections, 256, those beyond are closed at once; and its requests to the
+	// source at once, 64.
+	Conns, InFlight int
+
+	AllConns  int           // connections of everybody; 0 is no bound. Those beyond are closed at once
 	QueueTime time.Duration // to wait for one's turn in InFlight; 5 s
 
 	// HoldTime is how long a request waits for the directory to learn who is
@@ -95,6 +101,7 @@ func (l Limits) withDefaults() Limits {
 		BodyTime:    cmp.Or(l.BodyTime, 5*time.Second),
 		WriteTime:   cmp.Or(l.WriteTime, 30*time.Second),
 		Conns:       cmp.Or(l.Conns, 256),
+		AllConns:    l.AllConns,
 		InFlight:    cmp.Or(l.InFlight, 64),
 		QueueTime:   cmp.Or(l.QueueTime, 5*time.Second),
 		HoldTime:    cmp.Or(l.HoldTime, time.Second),

@@ -11,6 +11,7 @@ import (
 
 	"imdsgate/internal/audit"
 	"imdsgate/internal/upstream"
+	"imdsgate/internal/workload"
 )
 
 func TestRequestsInFlightAreBounded(t *testing.T) {
@@ -88,6 +89,44 @@ func TestConnectionsAreBounded(t *testing.T) {
 				t.Errorf("got %d, want 200", r.StatusCode)
 			}
 			c.Close()
+		}
+	})
+}
+
+// TestListenersOfOneWorkloadShareItsLimits: a workload has a listener for each
+// address family, and not twice the connections for that. The bound of the whole
+// gate is for everybody.
+func TestListenersOfOneWorkloadShareItsLimits(t *testing.T) {
+	limit := func(g *Gate) {
+		g.Limits.Conns, g.Limits.AllConns = 2, 3
+		g.Directory.Set(2, workload.Workload{ID: "static:db"})
+	}
+	inTime(t, says("{}"), limit, func(t *testing.T, g *Gate, sink events, v4 *pipes) {
+		v6, other := newPipes(), newPipes()
+		start(t, g, v6.listener())
+		l := other.listener()
+		l.Attachment = 2
+		start(t, g, l)
+		synctest.Wait()
+		a, b := v4.dial(), v6.dial()
+		synctest.Wait()
+		v4.dial().closed(t) // the workload has two
+		v6.dial().closed(t)
+		c := other.dial()
+		synctest.Wait()
+		other.dial().closed(t) // the gate has three
+		a.Close()
+		synctest.Wait()
+		d := v6.dial() // there is room again, on either
+		d.send(t, request("GET", instance))
+		if r, _ := d.response(t, "GET"); r.StatusCode != 200 {
+			t.Errorf("got %d, want 200", r.StatusCode)
+		}
+		for _, c := range []*peer{b, c, d} {
+			c.Close()
+		}
+		for range 4 { // three were turned away, one was answered
+			sink.next(t)
 		}
 	})
 }

@@ -120,13 +120,33 @@ func (g *Gate) adopt(t *tap) bool {
 		g.taps = make(map[*tap]struct{})
 	}
 	g.taps[t] = struct{}{}
+	t.share = g.shareOf(t.Attachment)
 	return true
+}
+
+// shareOf is called with mu held. Listeners without attachment share nothing.
+func (g *Gate) shareOf(attachment uint64) *share {
+	s := g.shares[attachment]
+	if s == nil {
+		s = &share{slots: make(chan struct{}, g.limits.InFlight)}
+		if attachment != 0 {
+			if g.shares == nil {
+				g.shares = make(map[uint64]*share)
+			}
+			g.shares[attachment] = s
+		}
+	}
+	s.taps++
+	return s
 }
 
 func (g *Gate) forget(t *tap) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.taps, t)
+	if t.share.taps--; t.share.taps == 0 {
+		delete(g.shares, t.Attachment)
+	}
 }
 
 // close makes adopt refuse, and returns the listeners adopted before.

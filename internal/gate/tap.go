@@ -15,7 +15,7 @@ import (
 type tap struct {
 	Listener
 	gate     *Gate
-	slots    chan struct{} // see Limits.InFlight
+	share    *share
 	stopping atomic.Bool
 	gone     chan struct{} // closed when nothing is left
 
@@ -28,7 +28,15 @@ type tap struct {
 }
 
 func newTap(g *Gate, l Listener) *tap {
-	return &tap{Listener: l, gate: g, slots: make(chan struct{}, g.limits.InFlight), gone: make(chan struct{})}
+	return &tap{Listener: l, gate: g, gone: make(chan struct{})}
+}
+
+// share is what the listeners of one workload, one for each address family, may
+// have together.
+type share struct {
+	slots chan struct{} // see Limits.InFlight
+	conns atomic.Int64  // see Limits.Conns
+	taps  int           // guarded by the gate's mu
 }
 
 // serve accepts until the listener is stopped or lost.
@@ -98,16 +106,35 @@ func (t *tap) cut() {
 
 // add counts a connection in, unless there are too many.
 func (t *tap) add(c *conn) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if len(t.conns) >= t.gate.limits.Conns {
+	if !t.take() {
 		return false
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if t.conns == nil {
 		t.conns = make(map[*conn]http.ConnState)
 	}
 	t.conns[c] = http.StateNew
 	return true
+}
+
+// take counts a connection for the workload and for the whole gate, or does not.
+func (t *tap) take() bool {
+	l := &t.gate.limits
+	if t.share.conns.Add(1) > int64(l.Conns) {
+		t.share.conns.Add(-1)
+		return false
+	}
+	if n := t.gate.open.Add(1); l.AllConns > 0 && n > int64(l.AllConns) {
+		t.give()
+		return false
+	}
+	return true
+}
+
+func (t *tap) give() {
+	t.share.conns.Add(-1)
+	t.gate.open.Add(-1)
 }
 
 // state follows a connection through the http.Server. One that falls idle while
@@ -116,6 +143,9 @@ func (t *tap) state(c *conn, s http.ConnState) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if s == http.StateClosed {
+		if _, ok := t.conns[c]; ok {
+			t.give()
+		}
 		delete(t.conns, c)
 		t.checkGone()
 		return

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -27,13 +28,10 @@ type Attachment struct {
 	Link     *os.File
 }
 
-// Close closes this process's descriptors.
-func (a *Attachment) Close() {
-	for _, f := range []*os.File{a.V4, a.V6, a.Link} {
-		if f != nil {
-			f.Close()
-		}
-	}
+// Discard closes this process's descriptors of an attachment that came from the
+// other side. It does not wait for that: closing a stranger's socket may block.
+func (a *Attachment) Discard() {
+	closeAll(slices.DeleteFunc([]*os.File{a.V4, a.V6, a.Link}, func(f *os.File) bool { return f == nil }))
 }
 
 // InUseError says that another agent serves the socket.
@@ -191,7 +189,7 @@ func (p *Proxy) Hello() ([]*Attachment, error) {
 		a, err := p.readHeld()
 		if err != nil {
 			for _, a := range held {
-				a.Close()
+				a.Discard()
 			}
 			return nil, err
 		}

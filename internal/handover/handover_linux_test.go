@@ -262,7 +262,7 @@ func TestSession(t *testing.T) {
 	if got.ID != 7 || got.Netns != sent.Netns || got.Method != "nftables" || got.V6 == nil || got.Link != nil || !netns.Listening(got.V4) {
 		t.Errorf("held %+v", got)
 	}
-	got.Close()
+	got.Discard()
 	db := workload.Workload{ID: "static:db"}
 	for _, err := range []error{p.Keep(7, db), p.Update(7, web), p.Sync(), p.Detach(7)} {
 		if err != nil {
@@ -302,7 +302,7 @@ func TestUnconfirmedIsReleased(t *testing.T) {
 			t.Fatalf("session %d: held %d, %v", i, len(held), err)
 		}
 		for _, h := range held {
-			h.Close()
+			h.Discard()
 		}
 		if i == 0 {
 			p.Attach(&Attachment{ID: 1, Workload: workload.Workload{ID: "static:web"}, V4: tcpListener(t)})
@@ -380,6 +380,74 @@ func TestDialWaitsForTheNextAgent(t *testing.T) {
 	cancel()
 	<-done
 	wg.Wait()
+}
+
+// TestNeverReads has a proxy that does not read: the agent's write fails within
+// its bound, and no other waits behind it.
+func TestNeverReads(t *testing.T) {
+	l, path := listen(t)
+	c := raw(t, path)
+	p, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	start := time.Now()
+	w := workload.Workload{ID: "static:web", Labels: map[string]string{"long": strings.Repeat("x", 8<<10)}}
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Go(func() {
+			for p.Update(1, w) == nil {
+			}
+		})
+	}
+	wg.Wait()
+	if took := time.Since(start); took > 5*writeTimeout {
+		t.Errorf("50 writers waited %v for a proxy that does not read", took)
+	}
+	_ = c
+}
+
+// TestDescriptorsThatBlock sends a connection whose closing would block: nobody
+// waits for it.
+func TestDescriptorsThatBlock(t *testing.T) {
+	l, path := listen(t)
+	c := raw(t, path)
+	p, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	service, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer service.Close()
+	full, err := net.Dial("tcp", service.Addr().String()) // never accepted, never read
+	if err != nil {
+		t.Fatal(err)
+	}
+	tc := full.(*net.TCPConn)
+	tc.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+	for err == nil {
+		_, err = tc.Write(make([]byte, 64<<10))
+	}
+	tc.SetLinger(1 << 20)
+	c.send(&message{Type: typeHello, Version: 1}, tc)
+	f, err := tc.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	start := time.Now()
+	if _, err := p.Hello(); err == nil {
+		t.Error("a hello with a descriptor was taken")
+	}
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("hello took %v", took)
+	}
+	tc.SetLinger(0)
+	tc.Close()
 }
 
 func TestDialGivesUp(t *testing.T) {

@@ -27,11 +27,11 @@ import (
 const protocolVersion = 1
 
 const (
-	maxMessage     = 64 << 10        // bytes of one packet
-	maxDescriptors = 3               // of one packet: two listeners and a link
-	writeTimeout   = 2 * time.Second // the other side reads at once, or is broken
-	helloTimeout   = 5 * time.Second // for everything between connect and sync
-	maxHeld        = 8192            // attachments that a proxy may say it holds
+	maxMessage     = 64 << 10               // bytes of one packet
+	maxDescriptors = 3                      // of one packet: two listeners and a link
+	writeTimeout   = 500 * time.Millisecond // the other side reads at once, or is broken
+	helloTimeout   = 5 * time.Second        // for everything between connect and sync
+	maxHeld        = 8192                   // attachments that a proxy may say it holds
 )
 
 // The message types. Proxy to agent: hello, held, lost, dial. Agent to proxy:
@@ -101,7 +101,9 @@ func newConn(c *net.UnixConn) *conn {
 
 func (c *conn) close() error { return c.c.Close() }
 
-// send writes one message with descriptors, which stay the caller's.
+// send writes one message with descriptors, which stay the caller's. The other
+// side must read: a write that does not get through ends the connection, so that
+// nobody waits behind it for a second one.
 func (c *conn) send(m *message, fds ...syscall.Conn) error {
 	b, err := json.Marshal(m)
 	if err != nil {
@@ -119,6 +121,9 @@ func (c *conn) send(m *message, fds ...syscall.Conn) error {
 			oob = unix.UnixRights(raw...)
 		}
 		_, _, err := c.c.WriteMsgUnix(b, oob, nil)
+		if err != nil {
+			c.close()
+		}
 		return err
 	})
 }
@@ -191,8 +196,20 @@ func parseRights(oob []byte) ([]*os.File, error) {
 	return files, nil
 }
 
+// closeAll lets go of descriptors that the other side has sent. Closing may block
+// for as long as their sender likes (SO_LINGER, a file system of its own), so
+// nobody waits for it.
 func closeAll(files []*os.File) {
+	if len(files) > 0 {
+		go closeSlowly(files)
+	}
+}
+
+func closeSlowly(files []*os.File) {
 	for _, f := range files {
+		if rc, err := f.SyscallConn(); err == nil {
+			rc.Control(func(fd uintptr) { unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{}) })
+		}
 		f.Close()
 	}
 }

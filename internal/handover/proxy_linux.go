@@ -50,6 +50,7 @@ type Client struct {
 	synced  chan struct{} // closed at the first sync
 	seq     uint64        // of the last dial
 	pending map[uint64]chan dialed
+	dials   chan struct{}    // a place for each connection that is being made
 	held    map[uint64]*held // used by Run's goroutine only
 	once    sync.Once
 }
@@ -69,6 +70,7 @@ type dialed struct {
 func (c *Client) init() {
 	c.once.Do(func() {
 		c.changed, c.synced = make(chan struct{}), make(chan struct{})
+		c.dials = make(chan struct{}, maxDials/2)
 		c.pending, c.held = make(map[uint64]chan dialed), make(map[uint64]*held)
 	})
 }
@@ -192,7 +194,7 @@ func (c *Client) handle(m *message, files []*os.File) error {
 func (c *Client) take(m *message, files []*os.File) error {
 	a := m.attachment(files)
 	if a.ID == 0 || c.held[a.ID] != nil {
-		a.Close()
+		a.Discard()
 		return fmt.Errorf("%w: attach %d twice", errProtocol, a.ID)
 	}
 	h := &held{message: *m, confirmed: true, link: a.Link}
@@ -266,9 +268,16 @@ func (c *Client) Lost(id uint64) {
 var errAgentGone = errors.New("agent went away")
 
 // Dial asks the agent for a connection to the upstream, waiting for an agent if
-// none is there, or asking the next one if it goes, until ctx ends.
+// none is there, or asking the next one if it goes, until ctx ends. It asks for no
+// more at once than an agent answers; others wait for their turn.
 func (c *Client) Dial(ctx context.Context) (net.Conn, error) {
 	c.init()
+	select {
+	case c.dials <- struct{}{}:
+		defer func() { <-c.dials }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("connection through the agent: %w", ctx.Err())
+	}
 	for {
 		c.mu.Lock()
 		conn, changed := c.conn, c.changed
@@ -323,7 +332,7 @@ func (c *Client) forget(seq uint64, ch <-chan dialed) {
 	select {
 	case d := <-ch:
 		if d.file != nil {
-			d.file.Close()
+			d.file.Close() // a connection that nobody has used
 		}
 	default:
 	}

@@ -17,8 +17,8 @@ import (
 // tableName is our table in a container's namespace, one for each family.
 const tableName = "imdsgate"
 
-func (f family) table() *nftables.Table {
-	t := &nftables.Table{Name: tableName, Family: nftables.TableFamilyIPv4}
+func (f family) table(name string) *nftables.Table {
+	t := &nftables.Table{Name: name, Family: nftables.TableFamilyIPv4}
 	if f == inet6 {
 		t.Family = nftables.TableFamilyIPv6
 	}
@@ -46,20 +46,25 @@ func (a *Attachment) writeTables() error {
 		if err != nil {
 			return err
 		}
-		// Adding before deleting makes the deletion of a missing table no error.
-		c.AddTable(f.table())
-		c.DelTable(f.table())
-		t := c.AddTable(f.table())
-		chain := c.AddChain(&nftables.Chain{
-			Name: "own", Table: t, Type: nftables.ChainTypeFilter,
-			Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle,
-		})
-		c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: f.tproxy(port)})
+		f.addTable(c, tableName, port)
 	}
 	if err := c.Flush(); err != nil {
 		return nftError(err)
 	}
 	return nil
+}
+
+// addTable makes a table anew.
+func (f family) addTable(c *nftables.Conn, name string, port uint16) {
+	// Adding before deleting makes the deletion of a missing table no error.
+	c.AddTable(f.table(name))
+	c.DelTable(f.table(name))
+	t := c.AddTable(f.table(name))
+	chain := c.AddChain(&nftables.Chain{
+		Name: "own", Table: t, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle,
+	})
+	c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: f.tproxy(port)})
 }
 
 func nftError(err error) error {
@@ -119,7 +124,10 @@ func (a *Attachment) tablesMissing() (bool, error) {
 }
 
 // ownTables lists our tables in the calling thread's namespace.
-func ownTables() ([]*nftables.Table, error) {
+func ownTables() ([]*nftables.Table, error) { return tablesNamed(tableName) }
+
+// tablesNamed lists the tables of this name, for IPv4 and IPv6.
+func tablesNamed(name string) ([]*nftables.Table, error) {
 	c, err := nftables.New()
 	if err != nil {
 		return nil, fmt.Errorf("nftables: %w", err)
@@ -130,7 +138,7 @@ func ownTables() ([]*nftables.Table, error) {
 	}
 	var ours []*nftables.Table
 	for _, t := range all {
-		if t.Name == tableName && (t.Family == nftables.TableFamilyIPv4 || t.Family == nftables.TableFamilyIPv6) {
+		if t.Name == name && (t.Family == nftables.TableFamilyIPv4 || t.Family == nftables.TableFamilyIPv6) {
 			ours = append(ours, t)
 		}
 	}
@@ -142,11 +150,15 @@ func deleteTables() error {
 	if err != nil || len(ours) == 0 {
 		return err
 	}
+	return deleteAll(ours)
+}
+
+func deleteAll(tables []*nftables.Table) error {
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("nftables: %w", err)
 	}
-	for _, t := range ours {
+	for _, t := range tables {
 		c.DelTable(t)
 	}
 	if err := c.Flush(); err != nil {

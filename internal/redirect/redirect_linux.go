@@ -77,9 +77,17 @@ func (a *Attachment) Close() {
 	}
 }
 
-// Alive reports whether both listeners still listen.
+// Alive reports whether both listeners still listen and the program is still
+// attached: whoever holds a link can detach it.
 func (a *Attachment) Alive() bool {
-	return netns.Listening(a.V4) && (a.V6 == nil || netns.Listening(a.V6))
+	if !netns.Listening(a.V4) || a.V6 != nil && !netns.Listening(a.V6) {
+		return false
+	}
+	if a.Link == nil {
+		return true
+	}
+	inode, err := bpf.LinkNetns(a.Link)
+	return err == nil && inode == a.Netns.Inode
 }
 
 // Redirector attaches and detaches by one method. Safe for concurrent use on
@@ -236,6 +244,9 @@ func (a *Attachment) families() []family {
 // Ensure puts back what is missing in a namespace that is attached, and reports
 // whether anything was.
 func (r *Redirector) Ensure(ns *netns.Handle, a *Attachment) (repaired bool, err error) {
+	if r.Host(ns.ID()) {
+		return false, ErrHostNetns
+	}
 	err = ns.Do(func() error {
 		if a.Method == NFTables {
 			missing, err := a.tablesMissing()
@@ -265,6 +276,9 @@ func (r *Redirector) Ensure(ns *netns.Handle, a *Attachment) (repaired bool, err
 // was. The listeners stay open in whichever process holds them. What is already
 // gone is no error; a Attachment that was never finished may be passed.
 func (r *Redirector) Detach(ns *netns.Handle, a *Attachment) error {
+	if r.Host(ns.ID()) {
+		return ErrHostNetns
+	}
 	var errs []error
 	errs = append(errs, ns.Do(func() error {
 		var errs []error
@@ -286,6 +300,9 @@ func (r *Redirector) Detach(ns *netns.Handle, a *Attachment) error {
 // its name is believed: both listeners were created in ns and listen, and the
 // link is attached to ns.
 func (r *Redirector) Verify(ns *netns.Handle, a *Attachment) error {
+	if r.Host(ns.ID()) {
+		return ErrHostNetns
+	}
 	if a.Method != r.method {
 		return fmt.Errorf("attached by %s, this agent uses %s", a.Method, r.method)
 	}

@@ -100,7 +100,8 @@ func withoutListeners(state string) string {
 	return strings.Join(keep, "")
 }
 
-// cgroupsOfOurs lists the agents' cgroups below that of this process.
+// cgroupsOfOurs lists the agents' cgroups. Those of engines' containers are not
+// among them: Docker.Close says by itself what is left of them.
 func cgroupsOfOurs() []string {
 	mount, err := cgroup2Mount()
 	if err != nil {
@@ -108,7 +109,7 @@ func cgroupsOfOurs() []string {
 	}
 	var found []string
 	filepath.WalkDir(mount, func(path string, d os.DirEntry, err error) error {
-		if err == nil && d.IsDir() && strings.HasPrefix(d.Name(), "imdsgate-") {
+		if err == nil && d.IsDir() && strings.HasPrefix(d.Name(), "imdsgate-") && !strings.HasPrefix(d.Name(), dockerCgroup) {
 			found = append(found, path)
 		}
 		return nil

@@ -119,14 +119,17 @@ func (s *Stack) WriteWorkloads() (string, error) {
 	return path, os.WriteFile(path, []byte(b.String()), 0o600)
 }
 
-// StartAgent starts the agent for all containers there are, and waits until it
-// is ready.
+// StartAgent starts the agent for all containers there are, if any, and waits
+// until it is ready.
 func (s *Stack) StartAgent(ctx context.Context, args ...string) (attached int, err error) {
-	list, err := s.WriteWorkloads()
-	if err != nil {
-		return 0, err
+	args = append([]string{"agent", "--socket", s.Socket(), "--log-json"}, args...)
+	if len(s.containers) > 0 {
+		list, err := s.WriteWorkloads()
+		if err != nil {
+			return 0, err
+		}
+		args = append(args, "--workloads", list)
 	}
-	args = append([]string{"agent", "--socket", s.Socket(), "--workloads", list, "--log-json"}, args...)
 	if !mapped(nobody) {
 		args = append(args, "--proxy-uid", "0") // as this user namespace sees it
 	}

@@ -135,6 +135,9 @@ func (c *Client) request(r Request) (*http.Request, error) {
 		// for the answer to the next request, which may be another workload's.
 		req.Close = true
 	case http.MethodPost:
+		// A service that does not read the body would take it for the next request,
+		// which may be another workload's.
+		req.Close = true
 		// net/http sends a POST twice only if it has GetBody, or no body and a
 		// key that says it may be.
 		h.Del("Idempotency-Key")
@@ -206,6 +209,12 @@ func (c *Client) dial(ctx context.Context, network, addr string) (net.Conn, erro
 	}
 	if err != nil {
 		return nil, &dialError{err}
+	}
+	if t, ok := conn.(*net.TCPConn); ok {
+		// A caller that leaves makes us close first: without this each such close
+		// would keep a port of the host busy for a minute. Where the fence forbids
+		// it the agent has done it already.
+		_ = t.SetLinger(0)
 	}
 	return conn, nil
 }

@@ -147,9 +147,9 @@ func TestSendsNothingOfItsOwn(t *testing.T) {
 		"configured_host":  {"imds.test:8080", get(imds.InstanceRead), "GET /metadata/instance?api-version=2021-02-01 HTTP/1.1\r\nHost: imds.test:8080\r\n\r\n"},
 		"escapes_verbatim": {"", odd, "GET " + odd.Query.Target() + " HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n"},
 		"post": {"", post, "POST /metadata/scheduledevents?api-version=2020-07-01 HTTP/1.1\r\nHost: 169.254.169.254\r\n" +
-			"Content-Length: 7\r\nContent-Type: application/json\r\nMetadata: true\r\n\r\n{\"a\":1}"},
+			"Connection: close\r\nContent-Length: 7\r\nContent-Type: application/json\r\nMetadata: true\r\n\r\n{\"a\":1}"},
 		"empty_post": {"", empty, "POST /metadata/scheduledevents?api-version=2020-07-01 HTTP/1.1\r\nHost: 169.254.169.254\r\n" +
-			"Content-Length: 0\r\nContent-Type: application/json\r\nMetadata: true\r\n\r\n"},
+			"Connection: close\r\nContent-Length: 0\r\nContent-Type: application/json\r\nMetadata: true\r\n\r\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			seen := make(chan string, 1)

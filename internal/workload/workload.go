@@ -21,6 +21,10 @@ type Workload struct {
 	Name   string            `json:"name"`
 	Labels map[string]string `json:"labels,omitempty"`
 
+	// Image is the name of the image that the runtime made the workload from, as
+	// it was asked for; empty if there is none.
+	Image string `json:"image,omitempty"`
+
 	// Members lists the names of all workloads that share one network
 	// namespace, sorted. The kernel cannot tell them apart, so they are one
 	// workload here. Empty means that the workload has the namespace to itself.
