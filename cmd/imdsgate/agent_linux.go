@@ -9,24 +9,30 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"imdsgate/internal/agent"
 	"imdsgate/internal/bpf"
-	"imdsgate/internal/discover"
 	"imdsgate/internal/handover"
 	"imdsgate/internal/redirect"
 )
+
+// guardInterval is how often the guard is looked at, beside what the kernel tells.
+const guardInterval = 10 * time.Second
 
 const defaultSocket = "/run/imdsgate/agent.sock"
 
 type agentFlags struct {
 	socket, workloads, method, upstream, fence string
+	docker, onlyLabelled                       bool
+	dockerHost                                 string
+	netnsDirs, guardHost                       []string
+	guard                                      string
+	uninstall                                  bool
 	proxyUID                                   int
 	interval                                   time.Duration
 	logJSON                                    bool
@@ -37,47 +43,72 @@ func agentCmd(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "Steer containers' metadata calls to the proxy (root, on the host)",
-		Long: `agent opens a listener inside the network namespace of every workload on the
-list, steers 169.254.169.254:80 to it, and hands it to the proxy over a unix
-socket. It also opens the proxy's connections to the metadata service, so that
-the proxy needs no network.
+		Long: `agent opens a listener inside the network namespace of every workload, steers
+169.254.169.254:80 to it, and hands it to the proxy over a unix socket. It also
+opens the proxy's connections to the metadata service, so that the proxy needs no
+network.
+
+Workloads are all containers of a Docker engine (--docker), or those on a list
+(--workloads), or both. With Docker, a container is steered before its first
+instruction. A container opts out with the label imdsgate.enable=false; with
+--only-labelled, only those with imdsgate.enable=true are steered. Containers that
+share a network namespace are one workload.
 
 The agent needs root: CAP_NET_ADMIN, CAP_SYS_ADMIN and, for the method sklookup,
-CAP_BPF and Linux 5.17. It parses nothing that containers send.
+CAP_BPF and Linux 5.17; with Docker also CAP_SYS_PTRACE and the host's process
+namespace. It parses nothing that containers send.
 
-When it stops, everything stays in place: the proxy goes on serving, and the
-next agent takes over. SIGHUP reads the list of workloads again.
+A guard (nftables, and a program on the uplink) drops what containers send to the
+metadata service by any other way. Processes of the host are not affected unless
+--guard-host says who of them may pass.
+
+When it stops, everything stays in place: the proxy goes on serving, the guard
+stands, and the next agent takes over. --uninstall takes everything back. SIGHUP
+reads the list of workloads again.
 
 The list:
   workloads:
     - name: web               # unique
       netns: /run/netns/web   # or pid: 4711
       labels: {team: shop}    # optional`,
-		Example: `  imdsgate agent --workloads workloads.yaml
-  imdsgate agent --workloads workloads.yaml --method nftables --socket /run/imdsgate/agent.sock`,
+		Example: `  imdsgate agent --docker
+  imdsgate agent --docker --only-labelled
+  imdsgate agent --workloads workloads.yaml
+  imdsgate agent --workloads workloads.yaml --method nftables --socket /run/imdsgate/agent.sock
+  imdsgate agent --docker --guard-host uid:0 --guard-host cgroup:/system.slice/azure.service
+  imdsgate agent --uninstall`,
 		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error { return runAgent(e, f) },
 	}
 	fl := cmd.Flags()
-	fl.StringVar(&f.workloads, "workloads", "", "file with the list of workloads (required)")
+	fl.BoolVar(&f.docker, "docker", false, "steer the containers of the Docker engine on this host")
+	fl.StringVar(&f.dockerHost, "docker-host", "", "the engine's socket (default: DOCKER_HOST, or unix:///var/run/docker.sock)")
+	fl.StringArrayVar(&f.netnsDirs, "netns-dir", nil, "folder where the engine mounts network namespaces (repeatable; default /run/docker/netns)")
+	fl.BoolVar(&f.onlyLabelled, "only-labelled", false, "steer only containers with the label imdsgate.enable=true")
+	fl.StringVar(&f.workloads, "workloads", "", "file with a list of workloads")
 	fl.StringVar(&f.socket, "socket", defaultSocket, "unix socket where the proxy connects")
 	fl.StringVar(&f.method, "method", "auto", "capture method: auto, sklookup or nftables")
 	fl.StringVar(&f.upstream, "upstream", defaultUpstream, "the metadata service, as this host reaches it")
 	fl.StringVar(&f.fence, "fence", "require", "fence around handed-over sockets: require, or off")
+	fl.StringVar(&f.guard, "guard", "require", "guard against ways around the gate: require, table (no program on the uplink), or off")
+	fl.StringArrayVar(&f.guardHost, "guard-host", nil, "processes of the host that may call the service, others may not: uid:NUMBER or cgroup:/PATH (repeatable)")
+	fl.BoolVar(&f.uninstall, "uninstall", false, "take back everything, also what a dead agent has left, and end")
 	fl.IntVar(&f.proxyUID, "proxy-uid", 65534, "user id that the proxy runs as; nobody else but the agent's own may connect")
-	fl.DurationVar(&f.interval, "reconcile", 2*time.Second, "time between looks at the list's processes and namespaces")
+	fl.DurationVar(&f.interval, "reconcile", 2*time.Second, "time between looks at processes and namespaces")
 	fl.BoolVar(&f.logJSON, "log-json", false, "log JSON lines instead of text")
 	return cmd
 }
 
-func runAgent(e *env, f agentFlags) error {
-	_, upstream, err := upstreamURL(f.upstream)
-	if err != nil {
-		return err
-	}
+func (f *agentFlags) check() error {
 	switch {
-	case f.workloads == "":
-		return withHint(usageError("agent: --workloads is missing"), "see 'imdsgate agent --help' for the form of the list")
+	case f.workloads == "" && !f.docker && !f.uninstall:
+		return withHint(usageError("agent: whose calls? give --docker, or --workloads, or both"), "see 'imdsgate agent --help'")
+	case !f.docker && (f.dockerHost != "" || f.onlyLabelled || len(f.netnsDirs) > 0):
+		return usageError("--docker-host, --netns-dir and --only-labelled need --docker")
+	case f.guard != "require" && f.guard != "table" && f.guard != "off":
+		return usageError("--guard %q: want require, table or off", f.guard)
+	case f.guard == "off" && len(f.guardHost) > 0:
+		return usageError("--guard-host needs the guard")
 	case f.fence != "require" && f.fence != "off":
 		return usageError("--fence %q: want require or off", f.fence)
 	case f.method != "auto" && f.method != "sklookup" && f.method != "nftables":
@@ -87,11 +118,29 @@ func runAgent(e *env, f agentFlags) error {
 	case f.proxyUID < 0:
 		return usageError("--proxy-uid %d: want a user id", f.proxyUID)
 	}
-	source, err := readWorkloads(f.workloads)
+	return nil
+}
+
+func runAgent(e *env, f agentFlags) error {
+	_, upstream, err := upstreamURL(f.upstream)
+	if err != nil {
+		return err
+	}
+	if err := f.check(); err != nil {
+		return err
+	}
+	host, err := hostRules(f.guardHost)
 	if err != nil {
 		return err
 	}
 	log := newLogger(e.stderr, f.logJSON)
+	if f.uninstall {
+		return uninstall(e, f, log)
+	}
+	src, err := newAgentSource(e, f, log)
+	if err != nil {
+		return err
+	}
 	r, err := redirect.New(redirect.Method(f.method))
 	if err != nil {
 		return captureError(err)
@@ -103,72 +152,60 @@ func runAgent(e *env, f agentFlags) error {
 	if err != nil {
 		return socketError(err)
 	}
-	if f.fence == "require" {
-		fence, err := agent.RaiseFence(fenceName(f.socket), upstream)
-		if err != nil {
-			l.Close()
-			return withHint(unsupported("fence: %v", err),
-				"--fence=off runs without it: a compromised proxy could then reach into the containers' own loopback")
-		}
-		defer fence.Close()
-	} else {
-		log.Warn("no fence: a compromised proxy could reach into the containers' own loopback")
+	lower, err := raiseFence(f, upstream, log)
+	if err != nil {
+		l.Close()
+		return err
 	}
-	sources := make(chan agent.Source, 1)
-	sources <- source
-	go reloadWorkloads(e.ctx, f.workloads, sources, log)
+	defer lower()
+	guard, err := raiseGuard(f, host, log)
+	if err != nil {
+		l.Close()
+		return err
+	}
 	a := &agent.Agent{
-		Socket: l, Redirector: r, Sources: sources, Interval: f.interval, Log: log,
+		Socket: l, Redirector: r, Sources: src.out, Interval: f.interval, Log: log,
 		Dial: dialer(upstream),
 		Ready: func(n int) {
 			log.Info("ready", "attached", n, "method", r.Method(), "socket", f.socket, "upstream", upstream, "pid", os.Getpid())
+			notifyReady(e.getenv)
 		},
 	}
-	return a.Run(e.ctx)
+	g, ctx := errgroup.WithContext(e.ctx)
+	if guard != nil {
+		defer guard.close()
+		g.Go(func() error { return guard.Run(ctx, guardInterval) })
+	}
+	g.Go(func() error { return src.run(ctx) })
+	g.Go(func() error { return a.Run(ctx) })
+	return g.Wait()
 }
 
-// dialer opens connections to the one address, from this process's namespace.
+// raiseFence returns what takes the fence's cgroup away at the end.
+func raiseFence(f agentFlags, upstream netip.AddrPort, log *slog.Logger) (lower func(), err error) {
+	if f.fence == "off" {
+		log.Warn("no fence: a compromised proxy could reach into the containers' own loopback")
+		return func() {}, nil
+	}
+	fence, err := agent.RaiseFence(fenceName(f.socket), upstream)
+	if err != nil {
+		return nil, withHint(unsupported("fence: %v", err),
+			"--fence=off runs without it: a compromised proxy could then reach into the containers' own loopback")
+	}
+	return func() { fence.Close() }, nil
+}
+
+// dialer opens connections to the one address, from this process's namespace. They
+// end with a reset: whoever leaves first keeps no port of the host busy.
 func dialer(to netip.AddrPort) func(context.Context) (net.Conn, error) {
 	d := &net.Dialer{Timeout: 5 * time.Second}
 	d.SetMultipathTCP(false)
-	return func(ctx context.Context) (net.Conn, error) { return d.DialContext(ctx, "tcp", to.String()) }
-}
-
-func readWorkloads(path string) (*discover.Static, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, withHint(usageError("--workloads: %v", err), "give the file with the list of workloads; see 'imdsgate agent --help' for its form")
-	}
-	s, err := discover.ParseStatic(path, text)
-	if err != nil {
-		return nil, withHint(usageError("%v", err), "see 'imdsgate agent --help' for the form of the list")
-	}
-	return s, nil
-}
-
-// reloadWorkloads reads the list again at every SIGHUP. A bad list changes
-// nothing.
-func reloadWorkloads(ctx context.Context, path string, sources chan<- agent.Source, log *slog.Logger) {
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-hup:
-		}
-		s, err := readWorkloads(path)
+	return func(ctx context.Context) (net.Conn, error) {
+		c, err := d.DialContext(ctx, "tcp", to.String())
 		if err != nil {
-			log.Error("list of workloads not read: the last good one stays", "error", err)
-			continue
+			return nil, err
 		}
-		log.Info("list of workloads read again", "file", path)
-		select {
-		case sources <- s:
-		case <-ctx.Done():
-			return
-		}
+		return c, c.(*net.TCPConn).SetLinger(0)
 	}
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -113,6 +115,7 @@ type demo struct {
 	batch  *testnet.Container
 	method redirect.Method
 	fence  string
+	guard  string
 	app    *testnet.Process
 	audits int // output lines of the proxy that were read
 	result demoResult
@@ -225,10 +228,10 @@ func (d *demo) choose(context.Context) error {
 	if err != nil {
 		return captureError(err)
 	}
-	d.method, d.fence = r.Method(), "off"
+	d.method, d.fence, d.guard = r.Method(), "off", "table"
 	why := ""
 	if d.method == redirect.SkLookup {
-		d.fence = "require" // what can load one program can load the other
+		d.fence, d.guard = "require", "require" // what can load one program can load the others
 	} else {
 		why = strings.Join(r.Why(), "; ")
 	}
@@ -264,7 +267,7 @@ func (d *demo) start(ctx context.Context) (err error) {
 	if _, err := d.app.Await(ctx, 0, func(line string) bool { return line == "ready" }); err != nil {
 		return err
 	}
-	n, err := d.stack.StartAgent(ctx, "--method", string(d.method), "--fence", d.fence)
+	n, err := d.stack.StartAgent(ctx, "--method", string(d.method), "--fence", d.fence, "--guard", d.guard)
 	if err != nil {
 		return err
 	}
@@ -301,15 +304,22 @@ func (d *demo) ask(ctx context.Context, c *testnet.Container, args ...string) ([
 	return as, nil
 }
 
-// event waits for the proxy's next audit line.
-func (d *demo) event(ctx context.Context) (audit.Event, error) {
-	var ev audit.Event
-	at, err := d.stack.Proxy.Await(ctx, d.audits, func(line string) bool {
-		ev = audit.Event{}
-		return strings.Contains(line, `"decision"`) && json.Unmarshal([]byte(line), &ev) == nil
-	})
-	d.audits = at + 1
-	return ev, err
+// events waits for the proxy's next n audit lines. They may come in another order
+// than the answers; their connections tell which request was the first.
+func (d *demo) events(ctx context.Context, n int) ([]audit.Event, error) {
+	evs := make([]audit.Event, n)
+	for i := range evs {
+		at, err := d.stack.Proxy.Await(ctx, d.audits, func(line string) bool {
+			evs[i] = audit.Event{}
+			return strings.Contains(line, `"decision"`) && json.Unmarshal([]byte(line), &evs[i]) == nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		d.audits = at + 1
+	}
+	slices.SortFunc(evs, func(a, b audit.Event) int { return cmp.Compare(a.Conn, b.Conn) })
+	return evs, nil
 }
 
 // call has both clients ask for a fact and for a secret.
@@ -326,18 +336,17 @@ func (d *demo) call(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		cl := demoClient{Name: x.c.Name, Socket: x.socket}
+		evs, err := d.events(ctx, len(as))
+		if err != nil {
+			return err
+		}
+		cl := demoClient{
+			Name: x.c.Name, Socket: x.socket, Status: as[0].Status, Peer: as[0].Peer,
+			Method: evs[0].Method, Proof: evs[0].Proof.String(), Workload: string(evs[0].Workload),
+		}
 		for i, a := range as {
-			ev, err := d.event(ctx)
-			if err != nil {
-				return err
-			}
-			if i == 0 {
-				cl.Status, cl.Peer = a.Status, a.Peer
-				cl.Method, cl.Proof, cl.Workload = ev.Method, ev.Proof.String(), string(ev.Workload)
-			}
 			cl.Asked = append(cl.Asked, demoAsked{
-				Target: ev.Target, Status: a.Status, Decision: string(ev.Decision), Rule: ev.Rule, Reason: ev.Reason,
+				Target: evs[i].Target, Status: a.Status, Decision: string(evs[i].Decision), Rule: evs[i].Rule, Reason: evs[i].Reason,
 				Told: excerpt(a), TookMS: a.Took,
 			})
 		}

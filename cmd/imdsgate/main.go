@@ -117,7 +117,7 @@ Exit codes of every command:
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError("%s%v", subject(cmd), err)
 	})
-	root.AddCommand(versionCmd(e), simulateCmd(e), proxyCmd(e))
+	root.AddCommand(versionCmd(e), simulateCmd(e), proxyCmd(e), forwardCmd(e), locateCmd(e))
 	root.AddCommand(platformCommands(e)...)
 	root.SetHelpCommand(helpCmd(root))
 	root.InitDefaultCompletionCmd()
@@ -154,6 +154,7 @@ func helpCmd(root *cobra.Command) *cobra.Command {
 			if len(rest) > 0 {
 				return noArgs(cmd, rest)
 			}
+			cmd.InitDefaultHelpFlag() // it is added late, to the command that is called only
 			return cmd.Help()
 		},
 	}

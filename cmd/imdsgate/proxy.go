@@ -23,6 +23,7 @@ type proxyFlags struct {
 	agent, listen, upstream, policy, audit string
 	hosts                                  []string
 	limits                                 gate.Limits
+	ensureRoute                            bool
 	logJSON                                bool
 }
 
@@ -45,7 +46,8 @@ The policy file lists typed actions; what is not allowed is denied:
 Without one, facts about the VM and its events may be read, and nothing that is
 a secret.`,
 		Example: `  imdsgate proxy --agent /run/imdsgate/agent.sock --policy policy.yaml
-  imdsgate proxy --listen :80 --audit /var/log/imdsgate.jsonl`,
+  imdsgate proxy --listen :80 --audit /var/log/imdsgate.jsonl
+  imdsgate proxy --listen :80 --ensure-route`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			byAgent, byHand := cmd.Flags().Changed("agent"), cmd.Flags().Changed("listen")
@@ -54,6 +56,8 @@ a secret.`,
 				return withHint(usageError("--agent and --listen exclude each other"), "give --agent only, unless this proxy is to listen and dial by itself")
 			case byAgent && f.agent == "":
 				return usageError("--agent: want the path of the agent's socket")
+			case f.ensureRoute && !byHand:
+				return withHint(usageError("--ensure-route is for --listen: with an agent the proxy needs no network"), "leave it out, or add --listen :80")
 			case byHand && f.listen == "":
 				return usageError("--listen: want an address, like :80")
 			}
@@ -63,6 +67,7 @@ a secret.`,
 	fl := cmd.Flags()
 	fl.StringVar(&f.agent, "agent", "/run/imdsgate/agent.sock", "unix socket of the agent")
 	fl.StringVar(&f.listen, "listen", "", "listen on this address, like :80, without an agent")
+	fl.BoolVar(&f.ensureRoute, "ensure-route", false, "with --listen: keep a host route to the service by the default gateway (CAP_NET_ADMIN)")
 	fl.StringVar(&f.upstream, "upstream", defaultUpstream, "the metadata service; give the agent the same")
 	fl.StringVar(&f.policy, "policy", "", "policy file (default: facts may be read, secrets may not)")
 	fl.StringVar(&f.audit, "audit", "-", "file that audit lines are appended to; - is stdout")
@@ -92,7 +97,7 @@ func (f *proxyFlags) check() error {
 }
 
 func runProxy(e *env, f proxyFlags) error {
-	u, _, err := upstreamURL(f.upstream)
+	u, addr, err := upstreamURL(f.upstream)
 	if err != nil {
 		return err
 	}
@@ -120,10 +125,13 @@ func runProxy(e *env, f proxyFlags) error {
 		Cloud: imds.Azure, Hosts: f.hosts, Directory: &workload.Directory{}, Policy: p, Source: client,
 		Audit: audit.NewJSON(out), Log: log, Limits: f.limits,
 	}
-	if f.listen != "" {
+	switch {
+	case f.ensureRoute:
+		err = withRoute(e.ctx, addr.Addr(), log, func(ctx context.Context) error { return serveListen(ctx, f, g, log) })
+	case f.listen != "":
 		err = serveListen(e.ctx, f, g, log)
-	} else {
-		err = serveAgent(e.ctx, f, g, client, log)
+	default:
+		err = serveAgent(e, f, g, client, log)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), f.limits.DrainTime)
 	defer cancel()

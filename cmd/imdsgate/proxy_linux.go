@@ -57,7 +57,8 @@ func noNewPrivs() error {
 }
 
 // serveAgent serves what the agent hands over.
-func serveAgent(ctx context.Context, f proxyFlags, g *gate.Gate, up *upstream.Client, log *slog.Logger) error {
+func serveAgent(e *env, f proxyFlags, g *gate.Gate, up *upstream.Client, log *slog.Logger) error {
+	ctx := e.ctx
 	if os.Geteuid() == 0 {
 		log.Warn("the proxy runs as root and needs no privilege at all: run it as another user")
 	}
@@ -69,6 +70,7 @@ func serveAgent(ctx context.Context, f proxyFlags, g *gate.Gate, up *upstream.Cl
 		select {
 		case <-c.Synced():
 			log.Info("ready", "agent", f.agent, "attached", g.Directory.Len(), "upstream", f.upstream, "uid", os.Geteuid())
+			notifyReady(e.getenv)
 		case <-ctx.Done():
 		}
 	}()

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	"log/slog"
 
 	"imdsgate/internal/gate"
@@ -14,6 +13,6 @@ const noFollow = 0
 
 func harden() error { return nil }
 
-func serveAgent(context.Context, proxyFlags, *gate.Gate, *upstream.Client, *slog.Logger) error {
+func serveAgent(*env, proxyFlags, *gate.Gate, *upstream.Client, *slog.Logger) error {
 	return withHint(unsupported("--agent: there is no agent on this platform yet"), "run the proxy with --listen :80")
 }

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -28,13 +27,30 @@ func want(ts *testscript.TestScript, ok bool, usage string) {
 // cmdNeed skips the script where something is missing, or fails it where
 // nothing may be missing: see testnet.Require.
 func cmdNeed(ts *testscript.TestScript, neg bool, args []string) {
-	want(ts, !neg, "need root|namespaces|sklookup|PROGRAM...")
+	want(ts, !neg, "need root|namespaces|sklookup|userns|PROGRAM...")
 	for _, name := range args {
+		if name == "userns" {
+			needUserns(ts)
+			continue
+		}
 		n, ok := needs[name]
 		if !ok {
 			n = testnet.Command(name)
 		}
 		testnet.Require(of(ts).t, n)
+	}
+}
+
+// needUserns is the right of ordinary users to make user namespaces.
+func needUserns(ts *testscript.TestScript) {
+	cmd := command(context.Background(), ts, strings.Fields("setpriv --reuid 65534 --regid 65534 --clear-groups unshare --user --net true"))
+	out, err := cmd.CombinedOutput()
+	switch t := of(ts).t; {
+	case err == nil:
+	case os.Getenv("CI") == "true":
+		t.Fatalf("needs user namespaces for ordinary users: %v: %s", err, out)
+	default:
+		t.Skipf("needs user namespaces for ordinary users: %v: %s", err, out)
 	}
 }
 
@@ -100,7 +116,7 @@ func oneObject(text string) (any, error) {
 	return v, nil
 }
 
-// lookup follows a path of keys and indexes; "#" is the length of a list.
+// lookup follows a path of keys and indexes; "length" is that of a list.
 func lookup(v any, path string) string {
 	for key := range strings.SplitSeq(path, ".") {
 		switch x := v.(type) {
@@ -109,7 +125,7 @@ func lookup(v any, path string) string {
 		case []any:
 			if i, err := strconv.Atoi(key); err == nil && i < len(x) {
 				v = x[i]
-			} else if key == "#" {
+			} else if key == "length" {
 				v = len(x)
 			} else {
 				v = nil
@@ -135,68 +151,59 @@ func cmdMode(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // cmdLeftovers fails when anything of the script's programs is still there: a
-// process, an agent's cgroup without processes, a folder of the demo.
+// process, a folder of the demo, an agent's cgroup that "signal" has seen.
 func cmdLeftovers(ts *testscript.TestScript, neg bool, args []string) {
 	want(ts, neg && len(args) == 0, "! leftovers")
 	s := of(ts)
-	// Others' agents are between making a cgroup and entering it for a moment.
-	var found []string
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		folders, err := filepath.Glob(filepath.Join(s.tmp, "imdsgate-*"))
-		ts.Check(err)
-		found = slices.Concat(s.processes(), folders, s.emptyCgroups())
-		if len(found) == 0 {
-			return
-		}
+	found, err := filepath.Glob(filepath.Join(s.tmp, "imdsgate-*"))
+	ts.Check(err)
+	for _, pid := range s.processes() {
+		line, _ := os.ReadFile(filepath.Join("/proc", pid, "cmdline"))
+		found = append(found, "process "+pid+": "+strings.ReplaceAll(string(line), "\x00", " "))
 	}
-	ts.Fatalf("left behind:\n%s", strings.Join(found, "\n"))
-}
-
-// processes lists those that have this script's environment.
-func (s *script) processes() []string {
-	files, _ := filepath.Glob("/proc/[0-9]*/environ")
-	var found []string
-	for _, file := range files {
-		b, err := os.ReadFile(file) // it may be gone by now
-		if err == nil && slices.Contains(strings.Split(string(b), "\x00"), "TMPDIR="+s.tmp) {
-			line, _ := os.ReadFile(filepath.Join(filepath.Dir(file), "cmdline"))
-			found = append(found, file+": "+strings.ReplaceAll(string(line), "\x00", " "))
-		}
-	}
-	return found
-}
-
-// emptyCgroups lists agents' cgroups that came after the script's start and hold
-// nobody.
-func (s *script) emptyCgroups() []string {
-	var found []string
-	for _, dir := range agentCgroups() {
-		b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
-		if err == nil && len(b) == 0 && !slices.Contains(s.cgroups, dir) {
+	for dir := range s.cgroups {
+		if _, err := os.Stat(dir); err == nil {
 			found = append(found, dir)
 		}
 	}
-	return found
+	if len(found) > 0 {
+		ts.Fatalf("left behind:\n%s", strings.Join(found, "\n"))
+	}
 }
 
-// agentCgroups lists the cgroups that have an agent's name.
-func agentCgroups() []string {
-	mounts, err := os.ReadFile("/proc/self/mounts")
-	if err != nil {
-		return nil
-	}
-	var found []string
-	for line := range strings.Lines(string(mounts)) {
-		f := strings.Fields(line)
-		if len(f) < 3 || f[2] != "cgroup2" {
-			continue
+// processes lists the ids of those that have this script's environment.
+func (s *script) processes() []string {
+	files, _ := filepath.Glob("/proc/[0-9]*/environ")
+	var pids []string
+	for _, file := range files {
+		b, err := os.ReadFile(file) // it may be gone by now
+		if err == nil && slices.Contains(strings.Split(string(b), "\x00"), "TMPDIR="+s.tmp) {
+			pids = append(pids, filepath.Base(filepath.Dir(file)))
 		}
-		filepath.WalkDir(f[1], func(path string, d os.DirEntry, err error) error {
-			if err == nil && d.IsDir() && strings.HasPrefix(d.Name(), "imdsgate-") {
-				found = append(found, path)
-			}
-			return nil
-		})
 	}
-	return found
+	return pids
+}
+
+// noteCgroups remembers the cgroups that the script's agents are in.
+func (s *script) noteCgroups() {
+	for _, pid := range s.processes() {
+		b, _ := os.ReadFile(filepath.Join("/proc", pid, "cgroup"))
+		for line := range strings.Lines(string(b)) {
+			path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::")
+			if ok && strings.HasPrefix(filepath.Base(path), "imdsgate-") {
+				s.cgroups[filepath.Join(cgroupMount(), path)] = true
+			}
+		}
+	}
+}
+
+// cgroupMount is where cgroup v2 is; an agent in a cgroup has found it too.
+func cgroupMount() string {
+	mounts, _ := os.ReadFile("/proc/self/mounts")
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); len(f) > 2 && f[2] == "cgroup2" {
+			return f[1]
+		}
+	}
+	return ""
 }

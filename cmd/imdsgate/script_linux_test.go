@@ -34,6 +34,10 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // or else each process takes a second to end
+			if testing.CoverMode() != "" {
+				env.Setenv("GOCOVERDIR", env.Getenv("TMPDIR")) // one that ordinary users may write to
+			}
 			s := newScript(env)
 			env.Values[scriptKey{}] = s
 			env.Defer(s.close)
@@ -42,7 +46,7 @@ func TestScripts(t *testing.T) {
 			if err := os.Chmod(filepath.Dir(env.WorkDir), 0o711); err != nil {
 				return err
 			}
-			return os.Chmod(env.Getenv("TMPDIR"), 0o777|os.ModeSticky)
+			return os.Chmod(env.Getenv("TMPDIR"), 0o777)
 		},
 	})
 }

@@ -24,9 +24,9 @@ const patience = 20 * time.Second
 // script is what one script has running.
 type script struct {
 	t       testnet.TB
-	vars    []string // the environment at its start
-	tmp     string   // its own $TMPDIR
-	cgroups []string // that were there before
+	vars    []string        // the environment at its start
+	tmp     string          // its own $TMPDIR
+	cgroups map[string]bool // of its agents, as paths
 	running map[string]*process
 }
 
@@ -35,7 +35,7 @@ type scriptKey struct{}
 func newScript(env *testscript.Env) *script {
 	return &script{
 		t: env.T().(testnet.TB), vars: slices.Clone(env.Vars), tmp: env.Getenv("TMPDIR"),
-		cgroups: agentCgroups(), running: make(map[string]*process),
+		cgroups: make(map[string]bool), running: make(map[string]*process),
 	}
 }
 
@@ -190,11 +190,13 @@ func cmdAwait(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// cmdSignal sends a signal to a background program.
+// cmdSignal sends a signal to a background program, and notes for "leftovers" what
+// is there now.
 func cmdSignal(ts *testscript.TestScript, neg bool, args []string) {
 	want(ts, !neg && len(args) == 2, "signal NAME INT|TERM|HUP|KILL|USR1")
 	sig := unix.SignalNum("SIG" + args[1])
 	want(ts, sig != 0, "signal NAME INT|TERM|HUP|KILL|USR1")
+	of(ts).noteCgroups()
 	ts.Check(running(ts, args[0]).cmd.Process.Signal(sig))
 }
 
@@ -212,4 +214,3 @@ func cmdEnd(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("%s: got exit code %s (%v), want %s\n%v", args[0], got, p.failed, args[1], p)
 	}
 }
-

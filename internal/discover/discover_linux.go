@@ -1,5 +1,9 @@
 // Package discover knows which containers exist on this host. What a runtime's
 // API looks like does not leave it.
+//
+// Static is a list that somebody wrote down. Docker asks a container engine, and
+// sees a container's network namespace before the container runs; how, is said
+// there.
 package discover
 
 import (
@@ -7,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -168,3 +173,22 @@ func startTime(pid int) (uint64, error) {
 	}
 	return strconv.ParseUint(fields[19], 10, 64)
 }
+
+// A Finder lists workloads and tells when the list changes.
+type Finder interface {
+	Find() ([]Found, []Missing)
+	Changed() <-chan struct{}
+}
+
+// Both lists what two finders list. Only changes of A are told.
+type Both struct{ A, B Finder }
+
+// Find lists all of A's, then all of B's.
+func (b Both) Find() ([]Found, []Missing) {
+	found, missing := b.A.Find()
+	more, moreMissing := b.B.Find()
+	return append(slices.Clip(found), more...), append(slices.Clip(missing), moreMissing...)
+}
+
+// Changed is A's.
+func (b Both) Changed() <-chan struct{} { return b.A.Changed() }

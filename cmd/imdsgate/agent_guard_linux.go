@@ -1,0 +1,166 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+
+	"imdsgate/internal/agent"
+	"imdsgate/internal/bpf"
+	"imdsgate/internal/discover"
+	"imdsgate/internal/handover"
+	"imdsgate/internal/netns"
+	"imdsgate/internal/redirect"
+)
+
+// hostRules reads --guard-host: uid:NUMBER and cgroup:PATH. Nothing given means
+// that processes of the host are not the guard's business.
+func hostRules(who []string) (*redirect.HostRules, error) {
+	if len(who) == 0 {
+		return nil, nil
+	}
+	r := &redirect.HostRules{}
+	for _, w := range who {
+		kind, value, _ := strings.Cut(w, ":")
+		switch kind {
+		case "uid":
+			n, err := strconv.ParseUint(value, 10, 32)
+			if err != nil {
+				return nil, usageError("--guard-host %q: want uid:NUMBER", w)
+			}
+			r.UIDs = append(r.UIDs, uint32(n))
+		case "cgroup":
+			if !strings.HasPrefix(value, "/") {
+				return nil, usageError("--guard-host %q: want cgroup:/PATH, as in /proc/PID/cgroup", w)
+			}
+			r.Cgroups = append(r.Cgroups, value)
+		default:
+			return nil, withHint(usageError("--guard-host %q: want uid:NUMBER or cgroup:/PATH", w), "the agent itself may always pass")
+		}
+	}
+	return r, nil
+}
+
+// guard is the raised guard and the handle of the namespace it stands in.
+type guard struct {
+	*redirect.Guard
+	host *netns.Handle
+}
+
+// raiseGuard raises the guard, or returns nil when it is off.
+func raiseGuard(f agentFlags, host *redirect.HostRules, log *slog.Logger) (*guard, error) {
+	if f.guard == "off" {
+		log.Warn("no guard: a container can go around the gate, by a device or by other rules of its own")
+		return nil, nil
+	}
+	ns, err := netns.Current()
+	if err != nil {
+		return nil, err
+	}
+	rules := redirect.AzureGuardRules()
+	rules.Host = host
+	if host != nil {
+		if host.Agent, err = agent.OwnCgroup(); err != nil {
+			ns.Close()
+			return nil, withHint(unsupported("--guard-host: %v", err), "run without it: processes of the host then pass")
+		}
+	}
+	g, err := redirect.NewGuard(ns, rules, log)
+	if err != nil {
+		ns.Close()
+		return nil, err
+	}
+	err = g.Apply()
+	lacking := errors.Is(err, bpf.ErrNotSupported) || errors.Is(err, os.ErrPermission)
+	st := g.Status()
+	switch {
+	case err == nil:
+	case lacking && f.guard == "table" && st.Table != "":
+		log.Warn("the guard has no program on the uplink: macvlan containers can go around it", "why", st.NoHook)
+	default:
+		g.Close()
+		ns.Close()
+		return nil, guardError(err, lacking)
+	}
+	log.Info("guard", "table", st.Table, "hook", st.Hook, "devices", st.Devices)
+	return &guard{g, ns}, nil
+}
+
+func guardError(err error, lacking bool) error {
+	switch {
+	case errors.Is(err, redirect.ErrGuardOwned):
+		return withHint(fmt.Errorf("guard: %w", err), "stop the other agent on this host, or run this one with --guard=off")
+	case lacking:
+		return withHint(unsupported("guard: %v", err),
+			"--guard=table does without the program on the uplink, --guard=off without any: containers can then go around the gate")
+	}
+	return fmt.Errorf("guard: %w", err)
+}
+
+func (g *guard) close() {
+	g.Close()
+	g.host.Close()
+}
+
+// uninstall takes everything back: what a proxy still holds, what is left in any
+// network namespace on this host, the guard, the socket.
+func uninstall(e *env, f agentFlags, log *slog.Logger) error {
+	l, err := handover.Listen(f.socket, f.proxyUID)
+	if err != nil {
+		return socketError(err)
+	}
+	r, err := redirect.New(redirect.Method(f.method))
+	if err != nil {
+		l.Close()
+		return captureError(err)
+	}
+	ctx, done := context.WithCancel(e.ctx)
+	defer done()
+	sources := make(chan agent.Source, 1)
+	sources <- nothing{}
+	a := &agent.Agent{Socket: l, Redirector: r, Sources: sources, Dial: dialNothing, Log: log, Ready: func(int) { done() }}
+	if err := a.Run(ctx); err != nil {
+		return err
+	}
+	swept, err := agent.Sweep(r, f.netnsDirs)
+	if err != nil {
+		return err
+	}
+	host, err := netns.Current()
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	g, err := redirect.NewGuard(host, redirect.AzureGuardRules(), log)
+	if err != nil {
+		return err
+	}
+	defer g.Close()
+	if err := g.Remove(); err != nil {
+		return guardError(err, errors.Is(err, os.ErrPermission))
+	}
+	log.Info("uninstalled", "namespaces_looked_at", swept)
+	return errors.Join(removeIfThere(f.socket), removeIfThere(f.socket+".lock"))
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// nothing is a source that wants nothing steered.
+type nothing struct{}
+
+func (nothing) Find() ([]discover.Found, []discover.Missing) { return nil, nil }
+func (nothing) Changed() <-chan struct{}                     { return nil }
+
+func dialNothing(context.Context) (net.Conn, error) {
+	return nil, errors.New("the agent is being uninstalled")
+}

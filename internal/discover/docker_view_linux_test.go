@@ -1,0 +1,192 @@
+package discover
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// listed is what a view lists, a line for each.
+func listed(v *view, now time.Time) (lines []string) {
+	found, missing := v.list(now)
+	for _, f := range found {
+		lines = append(lines, strings.TrimSpace(fmt.Sprintf("found %s %s", f.Netns, f.Workload.Name)))
+	}
+	for _, m := range missing {
+		lines = append(lines, fmt.Sprintf("missing %s: %v", m.ID, reason(m)))
+	}
+	return lines
+}
+
+// reason is the error that somebody may branch on.
+func reason(m Missing) error {
+	for _, err := range []error{ErrHostNetwork, ErrSharedOptOut, ErrNoNetns, ErrNoContainer, ErrNoEngine} {
+		if errors.Is(m.Err, err) {
+			return err
+		}
+	}
+	return m.Err
+}
+
+var t0 = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+
+func ctr(id string, change ...func(*dockerContainer)) dockerContainer {
+	c := dockerContainer{id: id, name: "name-" + id, mode: "default", running: true, since: t0}
+	for _, f := range change {
+		f(&c)
+	}
+	return c
+}
+
+func mode(m string) func(*dockerContainer) { return func(c *dockerContainer) { c.mode = m } }
+func enable(v string) func(*dockerContainer) {
+	return func(c *dockerContainer) { c.labels = map[string]string{LabelEnable: v} }
+}
+func stopped(c *dockerContainer) { c.running = false }
+
+func TestViewLists(t *testing.T) {
+	for _, tc := range []struct {
+		name         string
+		onlyLabelled bool
+		containers   []dockerContainer
+		in           map[string]string // path → ids with processes there
+		after        time.Duration
+		engine       error
+		want         []string
+	}{
+		{name: "nothing"},
+		{name: "one", containers: []dockerContainer{ctr("a")}, in: map[string]string{"/n/1": "a"},
+			want: []string{"found /n/1 name-a"}},
+		{name: "name_not_known_yet", in: map[string]string{"/n/1": ""}, after: 9 * time.Second,
+			want: []string{"found /n/1"}},
+		{name: "name_not_found_in_time_stays_listed", in: map[string]string{"/n/1": ""}, after: 10 * time.Second,
+			want: []string{"found /n/1", "missing netns:1: " + ErrNoContainer.Error()}},
+		{name: "starting_does_not_run_yet", containers: []dockerContainer{ctr("a", stopped)}, in: map[string]string{"/n/1": "a"},
+			want: []string{"found /n/1 name-a"}},
+		{name: "stopped_has_no_namespace", containers: []dockerContainer{ctr("a", stopped)}, after: time.Hour},
+		{name: "no_network_mode_is_a_namespace_too", containers: []dockerContainer{ctr("a", mode("none"))}, in: map[string]string{"/n/1": "a"},
+			want: []string{"found /n/1 name-a"}},
+		{name: "host_network", containers: []dockerContainer{ctr("a", mode("host"))},
+			want: []string{"missing docker:a: " + ErrHostNetwork.Error()}},
+		{name: "joins_the_host_network", containers: []dockerContainer{ctr("a", mode("host")), ctr("b", mode("container:a")), ctr("c", mode("container:name-b"))},
+			want: []string{"missing docker:a: " + ErrHostNetwork.Error(), "missing docker:b: " + ErrHostNetwork.Error(), "missing docker:c: " + ErrHostNetwork.Error()}},
+		{name: "joins_itself", containers: []dockerContainer{ctr("a", mode("container:a"))}, after: time.Minute,
+			want: []string{"missing docker:a: " + ErrNoNetns.Error()}},
+		{name: "host_network_opted_out_is_silent", containers: []dockerContainer{ctr("a", mode("host"), enable("false"))}},
+		{name: "host_network_stopped_is_silent", containers: []dockerContainer{ctr("a", mode("host"), stopped)}},
+		{name: "runs_without_namespace_for_a_moment", containers: []dockerContainer{ctr("a")}, after: 9 * time.Second},
+		{name: "runs_without_namespace", containers: []dockerContainer{ctr("a")}, after: 10 * time.Second,
+			want: []string{"missing docker:a: " + ErrNoNetns.Error()}},
+		{name: "joined", containers: []dockerContainer{ctr("a"), ctr("b", mode("container:a"))}, in: map[string]string{"/n/1": "a b"},
+			want: []string{"found /n/1 name-a", "found /n/1 name-b"}},
+		{name: "joiner_has_ended", containers: []dockerContainer{ctr("a"), ctr("b", mode("container:a"), stopped)}, in: map[string]string{"/n/1": "a b"},
+			want: []string{"found /n/1 name-a"}},
+		{name: "host_network_container_at_work_in_a_namespace", containers: []dockerContainer{ctr("a"), ctr("b", mode("host"))}, in: map[string]string{"/n/1": "a b"},
+			want: []string{"found /n/1 name-a", "missing docker:b: " + ErrHostNetwork.Error()}},
+		{name: "two_owners_are_both_named", containers: []dockerContainer{ctr("a"), ctr("b")}, in: map[string]string{"/n/1": "a b"},
+			want: []string{"found /n/1 name-a", "found /n/1 name-b"}},
+		{name: "removed_container_is_not_listed", in: map[string]string{"/n/1": "a"}, after: time.Hour},
+		{name: "opted_out", containers: []dockerContainer{ctr("a", enable("false"))}, in: map[string]string{"/n/1": "a"}, after: time.Hour},
+		{name: "opted_out_in_go_spelling", containers: []dockerContainer{ctr("a", enable("False"))}, in: map[string]string{"/n/1": "a"}},
+		{name: "nonsense_does_not_opt_out", containers: []dockerContainer{ctr("a", enable("nope"))}, in: map[string]string{"/n/1": "a"},
+			want: []string{"found /n/1 name-a"}},
+		{name: "shares_with_one_that_opted_out", containers: []dockerContainer{ctr("a", enable("false")), ctr("b", mode("container:a")), ctr("c", mode("container:a"), enable("true"))},
+			in:   map[string]string{"/n/1": "a b c"},
+			want: []string{"missing docker:b: " + ErrSharedOptOut.Error(), "missing docker:c: " + ErrSharedOptOut.Error()}},
+		{name: "only_labelled_and_is", onlyLabelled: true, containers: []dockerContainer{ctr("a", enable("true"))}, in: map[string]string{"/n/1": "a"},
+			want: []string{"found /n/1 name-a"}},
+		{name: "only_labelled_and_is_not", onlyLabelled: true, containers: []dockerContainer{ctr("a"), ctr("b", mode("host")), ctr("c")}, in: map[string]string{"/n/1": "a"}, after: time.Hour},
+		{name: "only_labelled_nonsense_is_no_label", onlyLabelled: true, containers: []dockerContainer{ctr("a", enable("yes please"))}, in: map[string]string{"/n/1": "a"}},
+		{name: "only_labelled_name_not_known_yet", onlyLabelled: true, in: map[string]string{"/n/1": ""},
+			want: []string{"found /n/1"}},
+		{name: "only_labelled_with_a_sidecar", onlyLabelled: true, containers: []dockerContainer{ctr("a", enable("true")), ctr("b", mode("container:a"))}, in: map[string]string{"/n/1": "a b"},
+			want: []string{"found /n/1 name-a", "found /n/1 name-b"}},
+		{name: "only_labelled_sharing_with_opted_out", onlyLabelled: true, containers: []dockerContainer{ctr("a", enable("true")), ctr("b", mode("container:a"), enable("false"))}, in: map[string]string{"/n/1": "a b"},
+			want: []string{"missing docker:a: " + ErrSharedOptOut.Error()}},
+		{name: "engine_away_keeps_names_and_blames_nobody", engine: errors.New("refused"), containers: []dockerContainer{ctr("a"), ctr("b")},
+			in: map[string]string{"/n/1": "a", "/n/2": ""}, after: time.Hour,
+			want: []string{"found /n/1 name-a", "found /n/2", "missing docker:engine: " + ErrNoEngine.Error()}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			v := &view{onlyLabelled: tc.onlyLabelled, engine: tc.engine, since: t0, spaces: make(map[string]*space), containers: make(map[string]dockerContainer)}
+			for _, c := range tc.containers {
+				v.containers[c.id] = c
+			}
+			for path, ids := range tc.in {
+				s := &space{seen: t0}
+				v.settle(s, strings.Fields(ids))
+				v.spaces[path] = s
+			}
+			if diff := cmp.Diff(tc.want, listed(v, t0.Add(tc.after))); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestIntruderIsNoOwner has a container enter a namespace whose owner is known.
+func TestIntruderIsNoOwner(t *testing.T) {
+	v := &view{containers: map[string]dockerContainer{"a": ctr("a"), "b": ctr("b"), "j": ctr("j", mode("container:a"))}}
+	s := &space{}
+	for _, step := range []struct {
+		name, in, owners, joiners string
+	}{
+		{"nobody_there_yet", "", "", ""},
+		{"the_owner", "a", "a", ""},
+		{"an_intruder_comes", "a b", "a", ""},
+		{"only_the_intruder_is_left", "b", "a", ""},
+		{"a_joiner_comes", "a j", "a", "j"},
+		{"the_joiner_goes", "a", "a", ""},
+		{"all_have_ended", "", "a", ""},
+	} {
+		v.settle(s, strings.Fields(step.in))
+		if got, want := fmt.Sprint(s.owners, s.joiners), fmt.Sprint(strings.Fields(step.owners), strings.Fields(step.joiners)); got != want {
+			t.Errorf("%s: got %s, want %s", step.name, got, want)
+		}
+	}
+	s = &space{}
+	v.settle(s, []string{"a", "b"})
+	v.settle(s, []string{"a"})
+	if len(s.owners) != 1 {
+		t.Errorf("once the intruder of the first look has left: got owners %v", s.owners)
+	}
+}
+
+func TestRunningSinceStartsAnewAfterAStop(t *testing.T) {
+	later := t0.Add(time.Hour)
+	if got := ctr("a").runningSince(ctr("a"), later).since; !got.Equal(t0) {
+		t.Errorf("still running: since %v, want %v", got, t0)
+	}
+	if got := ctr("a").runningSince(ctr("a", stopped), later).since; !got.Equal(later) {
+		t.Errorf("running again: since %v, want %v", got, later)
+	}
+}
+
+func TestOwnName(t *testing.T) {
+	for want, names := range map[string][]string{"web": {"/other/db", "/web"}, "": {"/a/b"}, "x": {"x"}} {
+		if got := ownName(names); got != want {
+			t.Errorf("%q: got %q, want %q", names, got, want)
+		}
+	}
+	if got := ownName(nil); got != "" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestFoundIsInOrderAndWhole(t *testing.T) {
+	v := &view{spaces: map[string]*space{"/n/2": {owners: []string{"b"}}, "/n/1": {owners: []string{"a"}}},
+		containers: map[string]dockerContainer{"a": ctr("a"), "b": ctr("b")}}
+	c := v.containers["a"]
+	c.image, c.labels = "shop/web:3", map[string]string{"team": "shop"}
+	v.containers["a"] = c
+	found, _ := v.list(t0)
+	w := found[0].Workload
+	if w.ID != "docker:a" || w.Name != "name-a" || w.Image != "shop/web:3" || !maps.Equal(w.Labels, c.labels) || found[1].Netns != "/n/2" {
+		t.Errorf("got %+v", found)
+	}
+}
