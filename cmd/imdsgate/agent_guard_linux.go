@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -107,8 +108,8 @@ func (g *guard) close() {
 	g.host.Close()
 }
 
-// uninstall takes everything back: what a proxy still holds, what is left in any
-// network namespace on this host, the guard, the socket.
+// uninstall takes everything back: what a proxy still holds, what is left in the
+// network namespaces of containers, the guard, the socket.
 func uninstall(e *env, f agentFlags, log *slog.Logger) error {
 	l, err := handover.Listen(f.socket, f.proxyUID)
 	if err != nil {
@@ -127,7 +128,11 @@ func uninstall(e *env, f agentFlags, log *slog.Logger) error {
 	if err := a.Run(ctx); err != nil {
 		return err
 	}
-	swept, err := agent.Sweep(r, f.netnsDirs)
+	paths, err := sweepPaths(f)
+	if err != nil {
+		return err
+	}
+	swept, err := agent.Sweep(r, paths)
 	if err != nil {
 		return err
 	}
@@ -146,6 +151,35 @@ func uninstall(e *env, f agentFlags, log *slog.Logger) error {
 	}
 	log.Info("uninstalled", "namespaces_looked_at", swept)
 	return errors.Join(removeIfThere(f.socket), removeIfThere(f.socket+".lock"))
+}
+
+// sweepPaths lists the namespaces that an agent with these flags may have steered:
+// those on the list, and those in the folders, by default the usual ones.
+func sweepPaths(f agentFlags) ([]string, error) {
+	var paths []string
+	dirs := f.netnsDirs
+	if len(dirs) == 0 {
+		dirs = []string{"/run/docker/netns", "/run/netns"}
+	}
+	for _, dir := range dirs {
+		more, err := filepath.Glob(filepath.Join(dir, "*"))
+		if err != nil {
+			return nil, usageError("--netns-dir: %v", err)
+		}
+		paths = append(paths, more...)
+	}
+	if f.workloads == "" {
+		return paths, nil
+	}
+	list, err := readWorkloads(f.workloads)
+	if err != nil {
+		return nil, err
+	}
+	found, _ := list.Find()
+	for _, w := range found {
+		paths = append(paths, w.Netns)
+	}
+	return paths, nil
 }
 
 func removeIfThere(path string) error {

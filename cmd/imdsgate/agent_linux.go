@@ -103,7 +103,7 @@ func (f *agentFlags) check() error {
 	switch {
 	case f.workloads == "" && !f.docker && !f.uninstall:
 		return withHint(usageError("agent: whose calls? give --docker, or --workloads, or both"), "see 'imdsgate agent --help'")
-	case !f.docker && (f.dockerHost != "" || f.onlyLabelled || len(f.netnsDirs) > 0):
+	case !f.docker && !f.uninstall && (f.dockerHost != "" || f.onlyLabelled || len(f.netnsDirs) > 0):
 		return usageError("--docker-host, --netns-dir and --only-labelled need --docker")
 	case f.guard != "require" && f.guard != "table" && f.guard != "off":
 		return usageError("--guard %q: want require, table or off", f.guard)

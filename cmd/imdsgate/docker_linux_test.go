@@ -262,6 +262,15 @@ func number(t *testing.T, name string, short int) int {
 	return n
 }
 
+func decodeAnswer(t *testing.T, out string) answer {
+	t.Helper()
+	var a answer
+	if err := json.Unmarshal([]byte(out), &a); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return a
+}
+
 // TestDockerFirstInstruction starts containers whose very first instruction is
 // the call, four at a time. IMDSGATE_STARTS says how many: 40 unless told.
 func TestDockerFirstInstruction(t *testing.T) {

@@ -4,27 +4,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"imdsgate/internal/netns"
 	"imdsgate/internal/redirect"
 )
 
-// Sweep takes back, in every network namespace that a process is in or that is
-// mounted in one of the folders, what agents have ever put there and nobody holds
-// any more. It returns how many namespaces it looked into.
-func Sweep(r *redirect.Redirector, dirs []string) (looked int, err error) {
-	paths, err := filepath.Glob("/proc/[0-9]*/ns/net")
-	if err != nil {
-		return 0, err
-	}
-	for _, dir := range append(dirs, "/run/docker/netns", "/run/netns") {
-		more, err := filepath.Glob(filepath.Join(dir, "*"))
-		if err != nil {
-			return 0, err
-		}
-		paths = append(paths, more...)
-	}
+// Sweep takes back, in the network namespaces at these paths, what agents have
+// ever put there and nobody holds any more. What is no namespace (any more) is
+// passed over. It returns how many namespaces it looked into.
+func Sweep(r *redirect.Redirector, paths []string) (looked int, err error) {
 	seen := make(map[uint64]bool)
 	var errs []error
 	for _, path := range paths {

@@ -105,7 +105,7 @@ func (d *Docker) makeDir() error {
 			return errors.Join(err, os.Remove(dir))
 		}
 		d.Dir, d.lock, d.CgroupParent = dir, lock, cgroupOfDir(dir)
-		return nil
+		return d.shareExecRoot()
 	}
 	return errors.New("folder for the engine: swept away ten times")
 }
@@ -137,6 +137,22 @@ func lockDir(dir string, how int) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// shareExecRoot makes the exec-root a shared mount, as everything is on a host
+// with systemd: a container can then be given it with the mounts to come.
+func (d *Docker) shareExecRoot() error {
+	root := d.execRoot()
+	if err := os.Mkdir(root, 0o711); err != nil {
+		return err
+	}
+	if err := unix.Mount(root, root, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind %s: %w", root, err)
+	}
+	if err := unix.Mount("", root, "", unix.MS_SHARED, ""); err != nil {
+		return fmt.Errorf("share %s: %w", root, err)
+	}
+	return nil
 }
 
 // Socket is the path of the engine's API.

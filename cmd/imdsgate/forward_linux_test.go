@@ -1,0 +1,429 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"imdsgate/internal/bpf"
+	"imdsgate/internal/redirect"
+	"imdsgate/internal/testnet"
+)
+
+// hand is a client container and two that play proxies, by saying their names on
+// port 80.
+type hand struct {
+	*testnet.Stack
+	client        *testnet.Container
+	first, second *testnet.Container
+	before        string // the client's namespace
+}
+
+func newHand(t *testing.T) *hand {
+	t.Helper()
+	testnet.Require(t, testnet.Namespaces)
+	s, err := testnet.NewStack(binary(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	h := &hand{Stack: s}
+	for name, c := range map[string]**testnet.Container{"client": &h.client, "first": &h.first, "second": &h.second} {
+		if *c, err = s.NewContainer(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []*testnet.Container{h.first, h.second} {
+		l, err := testnet.Listen(c.NS, "0.0.0.0:80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		go testnet.Say(l, c.Name)
+	}
+	h.before = h.state(t)
+	return h
+}
+
+// state is the client's namespace, without IPv6's local routes, which come in
+// their own time.
+func (h *hand) state(t *testing.T) string {
+	t.Helper()
+	s, err := testnet.State(h.client.NS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var keep []string
+	for line := range strings.Lines(s) {
+		if !strings.HasPrefix(line, "route 10 table=255") {
+			keep = append(keep, line)
+		}
+	}
+	return strings.Join(keep, "")
+}
+
+func (h *hand) wantAsBefore(t *testing.T) {
+	t.Helper()
+	if diff := cmp.Diff(h.before, h.state(t)); diff != "" {
+		t.Errorf("left behind in the client:\n%s", diff)
+	}
+}
+
+// forward starts the command in the client.
+func (h *hand) forward(t *testing.T, args ...string) *testnet.Process {
+	t.Helper()
+	p, err := h.Spawn(h.client.NS, "forward", exec.Command(h.Binary, append([]string{"forward", "--log-json"}, args...)...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func (h *hand) ready(t *testing.T, p *testnet.Process) {
+	t.Helper()
+	if _, err := p.AwaitLog(within(t), "forwarding"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// within is a context that ends when a test has waited too long.
+func within(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// want calls the metadata address in the client.
+func (h *hand) want(t *testing.T, words string) {
+	t.Helper()
+	said, peer, err := testnet.Ask(h.client.NS, "tcp", testnet.IMDS4+":80")
+	if said != words || words != "" && peer != testnet.IMDS4+":80" {
+		t.Errorf("the client hears %q from %s, %v, want %q", said, peer, err, words)
+	}
+}
+
+func TestForward(t *testing.T) {
+	h := newHand(t)
+	p := h.forward(t, "--to", h.first.Addr4.String())
+	h.ready(t, p)
+	h.want(t, "first")
+	if err := p.Stop(); err != nil {
+		t.Error(err)
+	}
+	h.wantAsBefore(t)
+}
+
+// TestForwardFollowsTheFile moves the proxy. A connection that is open stays.
+func TestForwardFollowsTheFile(t *testing.T) {
+	h := newHand(t)
+	file := filepath.Join(h.Dir, "proxy.env")
+	put := func(c *testnet.Container) {
+		t.Helper()
+		if err := writeEnvFile(file, addressVariable, c.Addr4.String()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(h.first)
+	p := h.forward(t, "--env-file", file)
+	h.ready(t, p)
+	h.want(t, "first")
+	put(h.second)
+	if _, err := p.AwaitLog(within(t), "the proxy has another address"); err != nil {
+		t.Fatal(err)
+	}
+	h.want(t, "second")
+	if err := p.Stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestForwardKilled leaves its rules: calls get no answer then, and the next start
+// takes them over.
+func TestForwardKilled(t *testing.T) {
+	h := newHand(t)
+	p := h.forward(t, "--to", h.first.Addr4.String())
+	h.ready(t, p)
+	p.Kill()
+	h.want(t, "")
+	p = h.forward(t, "--to", h.second.Addr4.String())
+	h.ready(t, p)
+	h.want(t, "second")
+	if err := p.Stop(); err != nil {
+		t.Error(err)
+	}
+	h.wantAsBefore(t)
+}
+
+// TestForwardIsPutBack flushes all of nftables in the client.
+func TestForwardIsPutBack(t *testing.T) {
+	testnet.Require(t, testnet.Command("nft"))
+	h := newHand(t)
+	p := h.forward(t, "--to", h.first.Addr4.String())
+	h.ready(t, p)
+	h.inClient(t, "", "nft", "flush", "ruleset")
+	if _, err := p.AwaitLog(within(t), "capture was taken away: put back"); err != nil {
+		t.Fatal(err)
+	}
+	h.want(t, "first")
+}
+
+// inClient runs a program in the client and returns its output.
+func (h *hand) inClient(t *testing.T, stdin string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Stdin = strings.NewReader(stdin)
+	p, err := h.Spawn(h.client.NS, args[0], cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Wait(); err != nil {
+		t.Fatalf("%q: %v: %s", args, err, p.Output())
+	}
+	return p.Output()
+}
+
+func TestForwardCannotStart(t *testing.T) {
+	testnet.Require(t, testnet.Root, testnet.Command("setpriv"))
+	h := newHand(t)
+	var running *testnet.Process
+	for _, tc := range []struct {
+		name string
+		args []string
+		code int
+		want string
+	}{
+		{"no_capability", []string{"setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", h.Binary, "forward", "--to", "10.0.0.1"}, exitUnsupported, "hint: give the container CAP_NET_ADMIN"},
+		{"another_is_running", []string{h.Binary, "forward", "--to", "10.0.0.1"}, exitFailure, "another process forwards in this network namespace\nhint: containers that share a network need it once"},
+		{"another_is_running_and_a_command", []string{h.Binary, "forward", "--to", "10.0.0.1", "--", "echo", "unseen"}, exitFailure, "another process forwards"},
+		{"command_not_found", []string{h.Binary, "forward", "--to", "10.0.0.1", "--", "no-such-command"}, exitNotFound, "imdsgate: forward: no-such-command: executable file not found in $PATH\nhint: "},
+		{"command_not_runnable", []string{h.Binary, "forward", "--to", "10.0.0.1", "--", "/etc/passwd"}, exitNotRunnable, "imdsgate: forward: /etc/passwd: permission denied\nhint: "},
+	} {
+		if strings.HasPrefix(tc.name, "another") && running == nil {
+			running = h.forward(t, "--to", h.first.Addr4.String())
+			h.ready(t, running)
+		}
+		t.Run(tc.name, func(t *testing.T) {
+			p, err := h.Spawn(h.client.NS, tc.name, exec.Command(tc.args[0], tc.args[1:]...))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if code := exitCode(p.Wait()); code != tc.code || !strings.Contains(p.Output(), tc.want) || strings.Contains(p.Output(), "unseen") {
+				t.Errorf("got code %d, want %d, and %q in\n%s", code, tc.code, tc.want, p.Output())
+			}
+		})
+	}
+	h.want(t, "first")
+	if err := running.Stop(); err != nil {
+		t.Error(err)
+	}
+	h.wantAsBefore(t)
+}
+
+func exitCode(err error) int {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return exit.ExitCode()
+	}
+	return 0
+}
+
+// TestCaptureOwnErrors holds the exit codes of what cannot be brought about here.
+func TestCaptureOwnErrors(t *testing.T) {
+	for _, tc := range []struct {
+		err  error
+		code int
+		hint string
+	}{
+		{redirect.ErrHostNetns, exitFailure, "inside a client container"},
+		{redirect.ErrSteered, exitFailure, "leave forward out"},
+		{bpf.ErrNotSupported, exitUnsupported, "nft_tproxy"},
+		{os.ErrDeadlineExceeded, exitFailure, ""},
+	} {
+		var b strings.Builder
+		code := report(&b, rootCmd(&env{ctx: t.Context()}), captureOwnError(fmt.Errorf("x: %w", tc.err)))
+		if code != tc.code || !strings.Contains(b.String(), tc.hint) {
+			t.Errorf("%v: got code %d, %s", tc.err, code, b.String())
+		}
+	}
+}
+
+// TestForwardInFrontOfACommand has the shell be the command.
+func TestForwardInFrontOfACommand(t *testing.T) {
+	testnet.Require(t, testnet.Command("sh"))
+	h := newHand(t)
+	for _, tc := range []struct {
+		name, script string
+		code         int
+		output       string
+	}{
+		{"good_end", "echo out; echo err >&2", 0, "out\nerr"},
+		{"exit_code", "exit 42", 42, ""},
+		{"by_a_signal", "kill -KILL $$", 128 + 9, ""},
+		{"arguments_and_environment", `echo "$0 $1 $IMSProxyIpAddress"`, 0, "zero --one " + h.first.Addr4.String()},
+		{"leaves_orphans_alone", "sleep 0.1 & exit 3", 3, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			cmd := exec.Command(h.Binary, "forward", "--", "sh", "-c", tc.script, "zero", "--one")
+			cmd.Env = append(os.Environ(), addressVariable+"="+h.first.Addr4.String())
+			p, err := h.Spawn(h.client.NS, "forward", cmd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if code := exitCode(p.Wait()); code != tc.code || p.Output() != tc.output {
+				t.Errorf("got code %d and %q, want %d and %q", code, p.Output(), tc.code, tc.output)
+			}
+			h.wantAsBefore(t)
+		})
+	}
+}
+
+// TestForwardPassesSignals stands between a shell and whoever sends signals.
+func TestForwardPassesSignals(t *testing.T) {
+	h := newHand(t)
+	const script = `for s in HUP INT QUIT USR1 USR2 WINCH TERM CONT RTMAX; do trap "echo got $s" $s; done
+echo ready
+while :; do sleep 0.05; done`
+	testnet.Require(t, testnet.Command("bash"))
+	p := h.forward(t, "--to", h.first.Addr4.String(), "--", "bash", "-c", script)
+	say := func(words string) {
+		t.Helper()
+		if _, err := p.Await(within(t), 0, func(line string) bool { return line == words }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	say("ready")
+	h.want(t, "first") // it forwards meanwhile
+	for name, sig := range map[string]syscall.Signal{
+		"HUP": syscall.SIGHUP, "INT": syscall.SIGINT, "QUIT": syscall.SIGQUIT, "USR1": syscall.SIGUSR1, "USR2": syscall.SIGUSR2,
+		"WINCH": syscall.SIGWINCH, "TERM": syscall.SIGTERM, "CONT": syscall.SIGCONT, "RTMAX": 64,
+	} {
+		p.Signal(sig)
+		say("got " + name)
+	}
+	h.want(t, "first") // and still does
+	p.Signal(syscall.SIGALRM)
+	if code := exitCode(p.Wait()); code != 128+int(syscall.SIGALRM) {
+		t.Errorf("got exit code %d, want %d: %s", code, 128+int(syscall.SIGALRM), p.Output())
+	}
+	h.wantAsBefore(t)
+}
+
+// TestForwardAsProcess1 has orphans come to it, in a process namespace of its own.
+func TestForwardAsProcess1(t *testing.T) {
+	testnet.Require(t, testnet.Root, testnet.Command("sh"), testnet.Command("mount"))
+	h := newHand(t)
+	// The inner shell ends before its child, which then is forward's. The zombie's
+	// state would be Z for ever.
+	const script = `sh -c 'sleep 0.1 & echo $! > "$0"' "$0"
+orphan=$(cat "$0")
+while [ -e /proc/$orphan ]; do sleep 0.02; done
+echo "parent $PPID, orphan gone"
+exit 5`
+	cmd := exec.Command("sh", "-c", `mount -t proc proc /proc && exec "$0" "$@"`,
+		h.Binary, "forward", "--to", h.first.Addr4.String(), "--", "sh", "-c", script, filepath.Join(h.Dir, "orphan"))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS, Unshareflags: syscall.CLONE_NEWNS}
+	p, err := h.Spawn(h.client.NS, "forward", cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if code := exitCode(p.Wait()); code != 5 || p.Output() != "parent 1, orphan gone" {
+		t.Errorf("got code %d and %q, want 5", code, p.Output())
+	}
+	h.wantAsBefore(t)
+}
+
+// TestForwardBesideNginx keeps the port of a real server.
+func TestForwardBesideNginx(t *testing.T) {
+	testnet.Require(t, testnet.Command("nginx"), testnet.Command("curl"))
+	h := newHand(t)
+	startNginx(t, h.Stack, h.client)
+	p := h.forward(t, "--to", h.first.Addr4.String())
+	h.ready(t, p)
+	h.want(t, "first")
+	for _, host := range []string{"127.0.0.1", h.client.Addr4.String()} {
+		if body := curl(t, h.client, "http://"+host+"/"); body != "this is nginx" {
+			t.Errorf("port 80 of %s: got %q", host, body)
+		}
+	}
+	h.want(t, "first")
+}
+
+// TestPrintedCommands runs what --print prints.
+func TestPrintedCommands(t *testing.T) {
+	testnet.Require(t, testnet.Command("nft"), testnet.Command("ip"), testnet.Command("sh"))
+	h := newHand(t)
+	h.inClient(t, h.printed(t, "nft"), "nft", "-f", "-")
+	h.want(t, "first")
+	h.inClient(t, "", "nft", "delete", "table", "ip", "imdsgate_forward")
+	h.wantAsBefore(t)
+
+	// "ip" prints forward's own steering of IPv4: the same rules and routes.
+	steering := func() (keep []string) {
+		for line := range strings.Lines(h.state(t)) {
+			if strings.HasPrefix(line, "rule 2 ") || strings.HasPrefix(line, "route 2 table=170") {
+				keep = append(keep, line)
+			}
+		}
+		return keep
+	}
+	text := h.printed(t, "ip")
+	h.inClient(t, text, "sh", "-e")
+	byHand := steering()
+	h.inClient(t, strings.NewReplacer("# ip ", "ip ").Replace(text[strings.Index(text, "# To take it back"):]), "sh", "-e")
+	h.wantAsBefore(t)
+	p := h.forward(t, "--to", h.first.Addr4.String())
+	h.ready(t, p)
+	if diff := cmp.Diff(steering(), byHand); diff != "" {
+		t.Errorf("--print ip is not what forward does (-forward +printed):\n%s", diff)
+	}
+}
+
+func (h *hand) printed(t *testing.T, form string) string {
+	t.Helper()
+	code, out, errs := called(t, nil, "forward", "--to", h.first.Addr4.String(), "--print", form)
+	if code != exitOK {
+		t.Fatal(errs)
+	}
+	return out
+}
+
+// TestForwardInATerminal types Ctrl-C: the command gets it once.
+func TestForwardInATerminal(t *testing.T) {
+	testnet.Require(t, testnet.Command("script"), testnet.Command("bash"))
+	h := newHand(t)
+	const inner = `n=0; trap 'n=$((n+1)); echo "INT $n"' INT; echo ready; for i in 1 2 3 4 5 6; do sleep 0.1; done; echo "in all $n"; exit 0`
+	log := filepath.Join(h.Dir, "log")
+	cmd := exec.Command("script", "-qefc", fmt.Sprintf("%s forward --to %s -- bash -c '%s'; echo back: $?; read line; echo read $line", h.Binary, h.first.Addr4, strings.ReplaceAll(inner, "'", `'\''`)), log)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := h.Spawn(h.client.NS, "script", cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Await(within(t), 0, func(line string) bool { return strings.Contains(line, "ready") }); err != nil {
+		t.Fatal(err)
+	}
+	in.Write([]byte{3}) // Ctrl-C, as a terminal takes it
+	if _, err := p.Await(within(t), 0, func(line string) bool { return strings.Contains(line, "back: 0") }); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(p.Output(), "in all 1") {
+		t.Errorf("the command did not get one signal: %s", p.Output())
+	}
+	in.Write([]byte("a line\n")) // the terminal is the caller's again
+	if _, err := p.Await(within(t), 0, func(line string) bool { return strings.Contains(line, "read a line") }); err != nil {
+		t.Fatal(err)
+	}
+	in.Close()
+	p.Wait()
+}
