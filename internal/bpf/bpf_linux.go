@@ -47,7 +47,9 @@ func (s *Steer) load() (*ebpf.Collection, error) {
 // classify puts one of the package's sentinels in front of a kernel error.
 func classify(feature, kernel string, err error) error {
 	switch {
-	case errors.Is(err, os.ErrPermission), errors.Is(err, unix.EPERM):
+	// EACCES is the verifier's word for what this kernel does not know, and would
+	// pass for os.ErrPermission.
+	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("%s: %w: needs CAP_BPF and CAP_NET_ADMIN: %w", feature, os.ErrPermission, err)
 	case errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EACCES):
 		return fmt.Errorf("%s: %w (needs %s): %w", feature, ErrNotSupported, kernel, err)

@@ -8,9 +8,11 @@ package discover
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -108,18 +110,32 @@ func (e entry) check() error {
 	return nil
 }
 
-// yamlError turns the library's "line N: …" into "file:N: …".
+// yamlError turns the library's "line N: …", which speaks of Go types, into
+// "file:N: …", which speaks of the file.
 func yamlError(name string, err error) error {
-	s := strings.TrimPrefix(err.Error(), "yaml: ")
-	s = strings.TrimSpace(strings.TrimPrefix(s, "unmarshal errors:"))
-	if rest, ok := strings.CutPrefix(s, "line "); ok {
-		return fmt.Errorf("%s:%s", name, rest)
+	text := strings.TrimPrefix(err.Error(), "yaml: ")
+	text = strings.TrimSpace(strings.TrimPrefix(text, "unmarshal errors:"))
+	text, _, _ = strings.Cut(text, "\n") // one at a time
+	line := "1"
+	if rest, ok := strings.CutPrefix(text, "line "); ok {
+		line, text, _ = strings.Cut(rest, ": ")
 	}
-	if s == "EOF" {
-		s = "empty: want a list under the key workloads"
+	if text == "EOF" {
+		text = "empty: want a list under the key workloads"
 	}
-	return fmt.Errorf("%s:1: %s", name, s)
+	text = unknownKey.ReplaceAllString(text, "unknown key \"$1\": want workloads at the top, and name, netns, pid, labels in each")
+	text = wrongType.ReplaceAllStringFunc(text, func(s string) string {
+		m := wrongType.FindStringSubmatch(s)
+		return "got " + m[1] + ", want " + cmp.Or(wanted[m[2]], m[2])
+	})
+	return fmt.Errorf("%s:%s: %s", name, line, text)
 }
+
+var (
+	unknownKey = regexp.MustCompile(`^field (\S+) not found in type .*$`)
+	wrongType  = regexp.MustCompile("^cannot unmarshal !!\\w+ (?:`(.*)` )?into (\\S+)$")
+	wanted     = map[string]string{"int": "a number", "string": "a text", "[]discover.entry": "a list", "discover.entry": "a workload: name, and netns or pid", "map[string]string": "labels as name: value"}
+)
 
 // Changed is nil: nobody tells when a process or a path comes or goes.
 func (s *Static) Changed() <-chan struct{} { return nil }

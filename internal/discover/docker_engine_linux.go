@@ -143,19 +143,34 @@ func (e *engine) listen(ctx context.Context, cancel context.CancelCauseFunc) cli
 	})
 }
 
+// heard is what an event has said of a container. It counts more than the list:
+// Docker 20.10 tells first, and for a moment lists the state or name from before.
+type heard struct {
+	name    string // empty: nothing was said
+	state   bool   // whether running says something
+	running bool
+}
+
 // take asks for the containers that events speak of, this one and those that
 // have come meanwhile.
 func (e *engine) take(ctx context.Context, m events.Message, more <-chan events.Message) error {
-	ids := make(map[string]bool)
+	news := make(map[string]heard)
 	started := false
 	for waiting := true; waiting; {
+		h := news[m.Actor.ID]
 		switch m.Action {
 		case events.ActionStart:
 			started = true
-			fallthrough
-		case events.ActionCreate, events.ActionDie, events.ActionDestroy, events.ActionRename, events.ActionUpdate,
-			events.ActionRemove, "died": // the last two are Podman's words
-			ids[m.Actor.ID] = true
+			h.state, h.running = true, true
+		case events.ActionDie, "died": // Podman's word
+			h.state, h.running = true, false
+		case events.ActionRename:
+			h.name = m.Actor.Attributes["name"]
+		}
+		switch m.Action {
+		case events.ActionStart, events.ActionDie, "died", events.ActionRename,
+			events.ActionCreate, events.ActionUpdate, events.ActionDestroy, events.ActionRemove:
+			news[m.Actor.ID] = h
 		}
 		select {
 		case m = <-more:
@@ -163,26 +178,24 @@ func (e *engine) take(ctx context.Context, m events.Message, more <-chan events.
 			waiting = false
 		}
 	}
-	if len(ids) == 0 {
+	if len(news) == 0 {
 		return nil
 	}
-	if err := e.refresh(ctx, slices.Collect(maps.Keys(ids))); err != nil {
+	if err := e.refresh(ctx, news); err != nil {
 		return err
 	}
-	if started && e.joined(ids) {
-		e.rescan = true
-	}
 	if started {
+		e.rescan = e.rescan || e.joined(news)
 		e.lookSoon()
 	}
 	return nil
 }
 
 // joined reports whether one of the containers shares another's namespace.
-func (e *engine) joined(ids map[string]bool) bool {
+func (e *engine) joined(news map[string]heard) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for id := range ids {
+	for id := range news {
 		if _, ok := e.view.containers[id].joins(); ok {
 			return true
 		}
@@ -206,7 +219,7 @@ func (e *engine) listAll(ctx context.Context) error {
 		old := v.containers
 		v.containers = make(map[string]dockerContainer, len(all))
 		for id, c := range all {
-			v.containers[id] = c.runningSince(old[id], now)
+			v.containers[id] = c.after(old[id], heard{}, now)
 		}
 	})
 	if back {
@@ -215,17 +228,18 @@ func (e *engine) listAll(ctx context.Context) error {
 	return nil
 }
 
-// refresh asks for some containers; those that the engine does not list are gone.
-func (e *engine) refresh(ctx context.Context, ids []string) error {
-	some, err := e.list(ctx, ids)
+// refresh asks for some containers, by their ids; those that the engine does not
+// list are gone.
+func (e *engine) refresh(ctx context.Context, news map[string]heard) error {
+	some, err := e.list(ctx, slices.Collect(maps.Keys(news)))
 	if err != nil {
 		return err
 	}
 	now := time.Now()
 	e.update(func(v *view) {
-		for _, id := range ids {
+		for id, h := range news {
 			if c, ok := some[id]; ok {
-				v.containers[id] = c.runningSince(v.containers[id], now)
+				v.containers[id] = c.after(v.containers[id], h, now)
 			} else {
 				delete(v.containers, id)
 			}
@@ -234,12 +248,21 @@ func (e *engine) refresh(ctx context.Context, ids []string) error {
 	return nil
 }
 
-// runningSince keeps the time from what was known before.
-func (c dockerContainer) runningSince(old dockerContainer, now time.Time) dockerContainer {
+// after completes what was listed with what was heard, and with what was known
+// before: since when it runs, and under which of two listed names.
+func (c dockerContainer) after(old dockerContainer, h heard, now time.Time) dockerContainer {
+	if h.state {
+		c.running = h.running
+	}
 	if c.running {
 		c.since = now
 		if old.running {
 			c.since = old.since
+		}
+	}
+	for _, name := range []string{old.name, h.name} {
+		if slices.Contains(c.names, name) {
+			c.name = name
 		}
 	}
 	return c
@@ -260,20 +283,24 @@ func (e *engine) list(ctx context.Context, ids []string) (map[string]dockerConta
 	}
 	all := make(map[string]dockerContainer, len(result.Items))
 	for _, s := range result.Items {
-		all[s.ID] = dockerContainer{
-			id: s.ID, name: ownName(s.Names), image: s.Image, labels: s.Labels,
+		c := dockerContainer{
+			id: s.ID, names: ownNames(s.Names), image: s.Image, labels: s.Labels,
 			mode: s.HostConfig.NetworkMode, running: s.State == "running" || s.State == "paused",
 		}
+		if len(c.names) > 0 {
+			c.name = c.names[0]
+		}
+		all[s.ID] = c
 	}
 	return all, nil
 }
 
-// ownName is a container's own name: of the form /NAME; links have more slashes.
-func ownName(names []string) string {
+// ownNames are a container's own names: of the form /NAME; links have more slashes.
+func ownNames(names []string) (own []string) {
 	for _, n := range names {
 		if n = strings.TrimPrefix(n, "/"); !strings.Contains(n, "/") {
-			return n
+			own = append(own, n)
 		}
 	}
-	return ""
+	return own
 }

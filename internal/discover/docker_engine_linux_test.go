@@ -175,6 +175,10 @@ func TestRealEngine(t *testing.T) {
 		if a, b := only(t, d, "web").Netns, only(t, d, "sidecar").Netns; a != b {
 			t.Errorf("two namespaces, %s and %s, want one", a, b)
 		}
+		b.must(e.Stop(ctx, "sidecar"))
+		await(t, d, "found web")
+		b.must(e.Start(ctx, "sidecar"))
+		await(t, d, "found sidecar", "found web")
 		b.down("sidecar")
 		await(t, d, "found web")
 		b.down("web")

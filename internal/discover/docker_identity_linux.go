@@ -84,15 +84,15 @@ func (e *engine) toLookAt(now time.Time) (inodes map[uint64]bool, waiting bool) 
 	return inodes, waiting
 }
 
-// unknown lists the ids that the engine was not asked for yet, or that it did not
-// know then.
-func (e *engine) unknown(chains map[uint64][][]string) (ids []string) {
+// unknown is which ids the engine was not asked for yet, or did not know then.
+func (e *engine) unknown(chains map[uint64][][]string) map[string]heard {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	ids := make(map[string]heard)
 	for _, cs := range chains {
 		for _, id := range slices.Concat(cs...) {
-			if _, ok := e.view.containers[id]; !ok && !slices.Contains(ids, id) {
-				ids = append(ids, id)
+			if _, ok := e.view.containers[id]; !ok {
+				ids[id] = heard{}
 			}
 		}
 	}

@@ -34,6 +34,7 @@ type space struct {
 // dockerContainer is what the engine says of one.
 type dockerContainer struct {
 	id, name, image string
+	names           []string // all that it is listed under; name is one of them
 	labels          map[string]string
 	mode            string // how it is connected: a network's name, none, host, container:ID
 	running         bool

@@ -157,23 +157,47 @@ func TestIntruderIsNoOwner(t *testing.T) {
 	}
 }
 
-func TestRunningSinceStartsAnewAfterAStop(t *testing.T) {
+func TestWhatCountsWhenAContainerIsListedAgain(t *testing.T) {
 	later := t0.Add(time.Hour)
-	if got := ctr("a").runningSince(ctr("a"), later).since; !got.Equal(t0) {
-		t.Errorf("still running: since %v, want %v", got, t0)
-	}
-	if got := ctr("a").runningSince(ctr("a", stopped), later).since; !got.Equal(later) {
-		t.Errorf("running again: since %v, want %v", got, later)
+	two := func(c *dockerContainer) { c.name, c.names = "old", []string{"old", "new"} }
+	one := func(c *dockerContainer) { c.name, c.names = "new", []string{"new"} }
+	known := func(name string) func(*dockerContainer) { return func(c *dockerContainer) { c.name = name } }
+	for _, tc := range []struct {
+		name      string
+		listed    dockerContainer
+		known     dockerContainer
+		heard     heard
+		wantName  string
+		wantSince time.Time // zero: does not run
+	}{
+		{"nothing_new", ctr("a", one), ctr("a", one), heard{}, "new", t0},
+		{"seen_for_the_first_time", ctr("a", one), dockerContainer{}, heard{}, "new", later},
+		{"runs_again", ctr("a", one), ctr("a", stopped), heard{}, "new", later},
+		{"end_is_told_before_it_is_listed", ctr("a", one), ctr("a", one), heard{state: true}, "new", time.Time{}},
+		{"start_is_told_before_it_is_listed", ctr("a", one, stopped), ctr("a", one, stopped), heard{state: true, running: true}, "new", later},
+		{"new_name_while_both_are_listed", ctr("a", two), ctr("a", known("old")), heard{name: "new"}, "new", t0},
+		{"both_are_listed_before_it_is_told", ctr("a", two), ctr("a", known("old")), heard{}, "old", t0},
+		{"both_are_still_listed_later", ctr("a", two), ctr("a", known("new")), heard{}, "new", t0},
+		{"renamed_once_more_since", ctr("a", one), ctr("a", known("older")), heard{name: "old"}, "new", t0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got := tc.listed.after(tc.known, tc.heard, later)
+			if !got.running {
+				got.since = time.Time{}
+			}
+			if got.name != tc.wantName || !got.since.Equal(tc.wantSince) {
+				t.Errorf("got %q since %v, want %q since %v", got.name, got.since, tc.wantName, tc.wantSince)
+			}
+		})
 	}
 }
 
-func TestOwnName(t *testing.T) {
-	for want, names := range map[string][]string{"web": {"/other/db", "/web"}, "": {"/a/b"}, "x": {"x"}} {
-		if got := ownName(names); got != want {
-			t.Errorf("%q: got %q, want %q", names, got, want)
-		}
+func TestOwnNames(t *testing.T) {
+	got := ownNames([]string{"/other/db", "/web", "/a/b", "/new"})
+	if diff := cmp.Diff([]string{"web", "new"}, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
 	}
-	if got := ownName(nil); got != "" {
+	if got := ownNames(nil); len(got) != 0 {
 		t.Errorf("got %q", got)
 	}
 }

@@ -186,7 +186,7 @@ func (x *exchange) head(status int) {
 	if x.sent {
 		return
 	}
-	if x.c.stopping() {
+	if x.last || x.c.stopping() {
 		x.w.Header().Set("Connection", "close")
 	}
 	x.sent = true

@@ -28,6 +28,7 @@ type exchange struct {
 
 	read bool // the request's body was read to its end
 	sent bool // the header of an answer went out
+	last bool // the connection takes no further request
 	cut  bool // what went out is not a whole answer: the connection must end
 }
 
@@ -111,6 +112,7 @@ func (x *exchange) identify() (workload.Workload, bool) {
 		x.left(audit.Refuse)
 		return who, false
 	}
+	x.last = true // the next connection may come from a listener that is known
 	x.refuse(audit.Refuse, imds.Forbidden(x.q, "the gate does not know which workload is asking"))
 	return who, false
 }

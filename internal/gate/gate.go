@@ -25,7 +25,7 @@ import (
 
 // ErrListenerLost is why Serve returns when the listener died under it: a
 // caller with rights in its own network namespace may kill the socket (ss -K).
-// Connections that were accepted before live on.
+// Connections that were accepted before live on until Serve's context ends.
 var ErrListenerLost = errors.New("the listener is lost")
 
 // Decider says what a workload may do. It is asked once a request, from many

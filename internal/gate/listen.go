@@ -69,7 +69,8 @@ func (g *Gate) check() error {
 //
 // Cancelling lets requests in flight end, within DrainTime, and closes idle
 // connections; then Serve returns nil. When the listener is lost it returns
-// ErrListenerLost at once, and leaves the connections it has to their end.
+// ErrListenerLost at once, and leaves the connections it has to their end, or to
+// that of ctx.
 // After Shutdown it returns net.ErrClosed.
 func (g *Gate) Serve(ctx context.Context, l Listener) error {
 	g.init()

@@ -41,8 +41,9 @@ type share struct {
 
 // serve accepts until the listener is stopped or lost.
 func (t *tap) serve(ctx context.Context) error {
-	release := context.AfterFunc(ctx, t.stop)
-	defer release()
+	// It stays when the listener is lost: the connections that it leaves end when
+	// ctx does.
+	context.AfterFunc(ctx, t.stop)
 	err := t.gate.server.Serve(t)
 	t.end()
 	if !t.stopping.Load() {

@@ -50,9 +50,16 @@ func Open(path string) (*Handle, error) {
 // PIDPath is the path of the namespace that a process is in.
 func PIDPath(pid int) string { return fmt.Sprintf("/proc/%d/ns/net", pid) }
 
-// Inode is the inode of the file at a path. It names a network namespace only if
-// one with this inode is known to be alive.
+// Inode is the inode of the namespace at a path. It tells which one only while
+// that is known to be alive. Errors: os.ErrNotExist, ErrNotNetns and others.
 func Inode(path string) (uint64, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(path, &fs); err != nil {
+		return 0, fmt.Errorf("%s: %w", path, err)
+	}
+	if uint32(fs.Type) != nsfsMagic {
+		return 0, fmt.Errorf("%s: %w", path, ErrNotNetns)
+	}
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
 		return 0, fmt.Errorf("%s: %w", path, err)

@@ -1,9 +1,11 @@
 package redirect
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -16,6 +18,9 @@ import (
 
 // tableName is our table in a container's namespace, one for each family.
 const tableName = "imdsgate"
+
+// chainName is the one chain in it.
+const chainName = "own"
 
 func (f family) table(name string) *nftables.Table {
 	t := &nftables.Table{Name: name, Family: nftables.TableFamilyIPv4}
@@ -61,7 +66,7 @@ func (f family) addTable(c *nftables.Conn, name string, port uint16) {
 	c.DelTable(f.table(name))
 	t := c.AddTable(f.table(name))
 	chain := c.AddChain(&nftables.Chain{
-		Name: "own", Table: t, Type: nftables.ChainTypeFilter,
+		Name: chainName, Table: t, Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle,
 	})
 	c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: f.tproxy(port)})
@@ -116,11 +121,48 @@ func listenerPort(f *os.File) (uint16, error) {
 	return port, kerr
 }
 
-// tablesMissing reports whether a table of ours is gone from the calling
-// thread's namespace.
-func (a *Attachment) tablesMissing() (bool, error) {
+// tablesRight reports whether the tables in the calling thread's namespace are
+// there, each with the one rule that leads to this attachment's listener.
+func (a *Attachment) tablesRight() (bool, error) {
 	have, err := ownTables()
-	return len(have) < len(a.families()), err
+	if err != nil || len(have) < len(a.families()) {
+		return false, err
+	}
+	c, err := nftables.New()
+	if err != nil {
+		return false, fmt.Errorf("nftables: %w", err)
+	}
+	for _, f := range a.families() {
+		listener := a.V4
+		if f == inet6 {
+			listener = a.V6
+		}
+		port, err := listenerPort(listener)
+		if err != nil {
+			return false, err
+		}
+		t := f.table(tableName)
+		rules, err := c.GetRules(t, &nftables.Chain{Name: chainName, Table: t})
+		if errors.Is(err, unix.ENOENT) {
+			return false, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("nftables: read rules: %w", err)
+		}
+		if len(rules) != 1 || !leadsTo(rules[0], port) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// leadsTo reports whether a rule loads a port for tproxy.
+func leadsTo(r *nftables.Rule, port uint16) bool {
+	want := binaryutil.BigEndian.PutUint16(port)
+	return slices.ContainsFunc(r.Exprs, func(e expr.Any) bool {
+		im, ok := e.(*expr.Immediate)
+		return ok && im.Register == 2 && bytes.Equal(im.Data, want)
+	})
 }
 
 // ownTables lists our tables in the calling thread's namespace.

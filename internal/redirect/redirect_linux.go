@@ -183,15 +183,31 @@ func (r *Redirector) Attach(ns *netns.Handle) (*Attachment, error) {
 	if err == nil && r.method == SkLookup {
 		err = r.attachProgram(ns, a)
 	}
+	switched := false
 	if err == nil {
-		err = ns.Do(func() error { return a.install() })
+		err = ns.Do(func() error {
+			var err error
+			switched, err = a.install()
+			return err
+		})
 	}
 	if err != nil {
-		err = errors.Join(err, r.Detach(ns, a))
-		a.Close()
-		return nil, err
+		return nil, errors.Join(err, r.abandon(ns, a, switched))
 	}
 	return a, nil
+}
+
+// abandon takes back what a failed Attach has made, but not the switch if that was
+// there before: an older attachment may still live by it.
+func (r *Redirector) abandon(ns *netns.Handle, a *Attachment, switched bool) error {
+	defer a.Close()
+	if switched {
+		return r.Detach(ns, a)
+	}
+	if a.Link != nil {
+		return bpf.DetachLink(a.Link)
+	}
+	return nil
 }
 
 func (r *Redirector) attachProgram(ns *netns.Handle, a *Attachment) error {
@@ -219,19 +235,28 @@ func (a *Attachment) listen() error {
 }
 
 // install makes everything that hands connections to the listeners and is not
-// the program: the nftables rules, the routes, and last the switch.
-func (a *Attachment) install() error {
+// the program: the nftables rules, the routes, and last the switch. It reports
+// whether the switch was off before. What an attachment by another method has left
+// is taken away.
+func (a *Attachment) install() (switched bool, err error) {
 	if a.Method == NFTables {
 		if err := a.writeTables(); err != nil {
-			return err
+			return false, err
 		}
 	}
+	leftover := false
 	for _, family := range a.families() {
-		if _, err := steerOn(family); err != nil {
-			return err
+		changed, err := steerOn(family)
+		if err != nil {
+			return switched, err
 		}
+		switched = switched || changed
+		leftover = leftover || !changed
 	}
-	return nil
+	if leftover && a.Method != NFTables {
+		return switched, deleteTables()
+	}
+	return switched, nil
 }
 
 func (a *Attachment) families() []family {
@@ -241,19 +266,20 @@ func (a *Attachment) families() []family {
 	return []family{inet4, inet6}
 }
 
-// Ensure puts back what is missing in a namespace that is attached, and reports
-// whether anything was.
+// Ensure puts back what is missing in a namespace that is attached, or leads to
+// other listeners, and reports whether the switch or the tables had to be; a route
+// is written anew in any case.
 func (r *Redirector) Ensure(ns *netns.Handle, a *Attachment) (repaired bool, err error) {
 	if r.Host(ns.ID()) {
 		return false, ErrHostNetns
 	}
 	err = ns.Do(func() error {
 		if a.Method == NFTables {
-			missing, err := a.tablesMissing()
+			right, err := a.tablesRight()
 			if err != nil {
 				return err
 			}
-			if missing {
+			if !right {
 				repaired = true
 				if err := a.writeTables(); err != nil {
 					return err
@@ -285,8 +311,9 @@ func (r *Redirector) Detach(ns *netns.Handle, a *Attachment) error {
 		for _, family := range []family{inet4, inet6} {
 			errs = append(errs, steerOff(family))
 		}
-		if a.Method == NFTables {
-			errs = append(errs, deleteTables())
+		// Whatever the method: an earlier attachment may have had another.
+		if err := deleteTables(); a.Method == NFTables {
+			errs = append(errs, err)
 		}
 		return errors.Join(errs...)
 	}))

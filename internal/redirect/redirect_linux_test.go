@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
@@ -365,7 +366,58 @@ func TestEnsure(t *testing.T) {
 			t.Errorf("table missing: repaired %v, %v", repaired, err)
 		}
 		b.want(t, b.a, "tcp", IMDS4.String(), "gate")
+		if err := b.a.NS.Do(emptyChains); err != nil {
+			t.Fatal(err)
+		}
+		if repaired, err := b.r.Ensure(b.a.NS, b.att); !repaired || err != nil {
+			t.Errorf("chain flushed: repaired %v, %v", repaired, err)
+		}
+		b.want(t, b.a, "tcp", IMDS4.String(), "gate")
+		other := must[*Attachment](t)(b.r.Attach(b.a.NS)) // its tables lead elsewhere
+		other.Close()
+		if repaired, err := b.r.Ensure(b.a.NS, b.att); !repaired || err != nil {
+			t.Errorf("table of a dead listener: repaired %v, %v", repaired, err)
+		}
+		b.want(t, b.a, "tcp", IMDS4.String(), "gate")
 	})
+}
+
+// emptyChains does what "nft flush table" does to ours.
+func emptyChains() error {
+	ours, err := ownTables()
+	if err != nil {
+		return err
+	}
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	for _, t := range ours {
+		c.FlushTable(t)
+	}
+	return c.Flush()
+}
+
+// TestAnotherMethodLeavesNothing attaches by one method after the other: a capture
+// method can change with the privileges of the agent.
+func TestAnotherMethodLeavesNothing(t *testing.T) {
+	testnet.Require(t, testnet.BPF)
+	b := newBench(t, NFTables)
+	before := settled(t, b.a.NS)
+	old := must[*Attachment](t)(b.r.Attach(b.a.NS))
+	old.Close()
+	r := must[*Redirector](t)(New(SkLookup))
+	att := must[*Attachment](t)(r.Attach(b.a.NS))
+	if during := must[string](t)(testnet.State(b.a.NS)); strings.Contains(during, "nft ") {
+		t.Errorf("the tables of the other method stand beside the program:\n%s", during)
+	}
+	if err := r.Detach(b.a.NS, att); err != nil {
+		t.Fatal(err)
+	}
+	att.Close()
+	if diff := cmp.Diff(strings.Split(before, "\n"), strings.Split(must[string](t)(testnet.State(b.a.NS)), "\n")); diff != "" {
+		t.Errorf("-before +after:\n%s", diff)
+	}
 }
 
 func TestNoIPv6(t *testing.T) {
