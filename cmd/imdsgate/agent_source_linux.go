@@ -90,6 +90,7 @@ func (s *agentSource) reload() {
 		s.log.Error("list of workloads not read: the last good one stays", "error", err)
 		return
 	}
+	list.Inherit(s.list)
 	s.list = list
 	s.log.Info("list of workloads read again", "file", s.path)
 }

@@ -22,9 +22,9 @@ func forwardCmd(e *env) *cobra.Command {
 		Use:   "forward [flags] [-- command [argument...]]",
 		Short: "Lead this container's metadata calls to the proxy (by hand, without an agent)",
 		Long: `forward runs inside a client container. It captures the connections that are
-made there to 169.254.169.254 port 80, and carries them to the proxy, whose
-address is given by --to, by a file, or by ` + addressVariable + `. The container's
-other traffic, and an application on port 80, stay as they were.
+made there to 169.254.169.254 (and fd00:ec2::254) port 80, and carries them to the
+proxy, whose address is given by --to, by a file, or by ` + addressVariable + `. The
+container's other traffic, and an application on port 80, stay as they were.
 
 It runs alone, or as a side-car that shares the client's network, or in front of
 the client's command: then it passes all signals on to it, ends with it, and

@@ -113,7 +113,7 @@ func awaitAnswers(t *testing.T, p *testnet.Process, n int) {
 // TestKillUnderLoad kills the proxy, the agent and both with SIGKILL while 16
 // clients call with a new connection each time, and starts them again half a
 // second later. No connection may be refused; requests in flight on a killed
-// proxy are reset, and no others.
+// proxy are reset, and no others; a proxy that is asked to end resets none.
 func TestKillUnderLoad(t *testing.T) {
 	const clients, outage = 16, 500 * time.Millisecond
 	startProxy := func(t *testing.T, s *testnet.Stack) {
@@ -131,7 +131,11 @@ func TestKillUnderLoad(t *testing.T) {
 		for _, tc := range []struct {
 			name         string
 			agent, proxy bool
-		}{{"proxy", false, true}, {"agent", true, false}, {"both", true, true}} {
+			planned      bool // the proxy is asked to end
+		}{
+			{"proxy", false, true, false}, {"agent", true, false, false}, {"both", true, true, false},
+			{"planned_restart_of_the_proxy", false, true, true},
+		} {
 			t.Run(method+"/"+tc.name, func(t *testing.T) {
 				s, cs := newStack(t, "web", "db")
 				if method == "sklookup" {
@@ -147,7 +151,12 @@ func TestKillUnderLoad(t *testing.T) {
 					if tc.agent {
 						s.Agent.Kill()
 					}
-					if tc.proxy {
+					switch {
+					case tc.planned:
+						if err := s.Proxy.Stop(); err != nil {
+							t.Error(err)
+						}
+					case tc.proxy:
 						s.Proxy.Kill()
 					}
 					time.Sleep(outage) // the outage itself, while the load goes on
@@ -173,6 +182,7 @@ func TestKillUnderLoad(t *testing.T) {
 				// that was reset calls again at once.
 				limit := 0
 				switch {
+				case tc.planned: // it finishes what it has begun
 				case tc.proxy && tc.agent:
 					limit = 2 * clients * kills
 				case tc.proxy:

@@ -97,7 +97,7 @@ func runLocate(e *env, f locateFlags) error {
 	}
 	p, err := l.Locate(e.ctx)
 	if err != nil && f.wait > 0 && !errors.Is(err, os.ErrPermission) {
-		p, err = awaitPlace(e.ctx, l, f.wait)
+		p, err = awaitPlace(e.ctx, l, f.wait, err)
 	}
 	if err != nil {
 		return locateError(err)
@@ -106,22 +106,20 @@ func runLocate(e *env, f locateFlags) error {
 }
 
 // awaitPlace waits until there is one. When that takes too long the error is why
-// there is none.
-func awaitPlace(ctx context.Context, l *discover.Locator, limit time.Duration) (found discover.Place, last error) {
+// there is none; why is what was found before.
+func awaitPlace(ctx context.Context, l *discover.Locator, limit time.Duration, why error) (discover.Place, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	var found discover.Place
 	err := l.Follow(ctx, func(p discover.Place, err error) {
-		if found, last = p, err; err == nil {
+		if found, why = p, err; err == nil {
 			cancel()
 		}
 	})
-	switch {
-	case err != nil:
-		return found, err
-	case last != nil:
-		return found, fmt.Errorf("waited for %v: %w", limit, last)
+	if err == nil && why != nil {
+		err = fmt.Errorf("waited for %v: %w", limit, why)
 	}
-	return found, nil
+	return found, err
 }
 
 // watchPlace shows every change until the end. What is known stays where it is

@@ -76,7 +76,7 @@ a secret.`,
 	fl.IntVar(&f.limits.InFlight, "max-in-flight", 64, "requests of one workload to the service at the same time")
 	fl.DurationVar(&f.limits.HeaderTime, "header-time", 5*time.Second, "time for a request's header to arrive")
 	fl.DurationVar(&f.limits.IdleTime, "idle-time", 2*time.Minute, "time a connection is kept for its next request")
-	fl.DurationVar(&f.limits.DrainTime, "drain-time", 10*time.Second, "time for requests in flight at the end")
+	fl.DurationVar(&f.limits.DrainTime, "drain-time", 8*time.Second, "time for requests in flight at the end")
 	fl.BoolVar(&f.logJSON, "log-json", false, "log JSON lines instead of text")
 	return cmd
 }
@@ -118,6 +118,7 @@ func runProxy(e *env, f proxyFlags) error {
 		return err
 	}
 	defer out.Close()
+	outliveReaders()
 	log := newLogger(e.stderr, f.logJSON)
 	client := &upstream.Client{Host: u.Host}
 	defer client.CloseIdle()
@@ -133,12 +134,17 @@ func runProxy(e *env, f proxyFlags) error {
 	default:
 		err = serveAgent(e, f, g, client, log)
 	}
+	return errors.Join(err, drain(g, f))
+}
+
+// drain lets the requests in flight end, for as long as they may take.
+func drain(g *gate.Gate, f proxyFlags) error {
 	ctx, cancel := context.WithTimeout(context.Background(), f.limits.DrainTime)
 	defer cancel()
-	if serr := g.Shutdown(ctx); serr != nil && !errors.Is(serr, context.DeadlineExceeded) {
-		err = errors.Join(err, serr)
+	if err := g.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		return err
 	}
-	return err
+	return nil // those that did not end were cut
 }
 
 // serveListen is the proxy by hand: one listener of its own.

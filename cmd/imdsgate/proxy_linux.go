@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
+	"os/signal"
 	"sync"
 	"syscall"
 
@@ -15,7 +15,6 @@ import (
 
 	"imdsgate/internal/gate"
 	"imdsgate/internal/handover"
-	"imdsgate/internal/redirect"
 	"imdsgate/internal/upstream"
 	"imdsgate/internal/workload"
 )
@@ -56,13 +55,19 @@ func noNewPrivs() error {
 	return syscall.Exec("/proc/self/exe", os.Args, os.Environ())
 }
 
-// serveAgent serves what the agent hands over.
+// outliveReaders makes a write to a pipe that nobody reads any more an error, as
+// everywhere else, also for stdout, where it would end the process: audit lines may
+// get lost, answers may not.
+func outliveReaders() { signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE) }
+
+// serveAgent serves what the agent hands over, until the signal to end; then it
+// takes nothing more, lets requests in flight end, and only then leaves the agent,
+// whom they may need for a connection.
 func serveAgent(e *env, f proxyFlags, g *gate.Gate, up *upstream.Client, log *slog.Logger) error {
-	ctx := e.ctx
 	if os.Geteuid() == 0 {
 		log.Warn("the proxy runs as root and needs no privilege at all: run it as another user")
 	}
-	t := &taken{ctx: ctx, gate: g, log: log, stops: make(map[uint64]context.CancelFunc)}
+	t := &taken{gate: g, log: log, stops: make(map[uint64]context.CancelFunc)}
 	c := &handover.Client{Path: f.agent, Taker: t, Log: log}
 	t.lost = c.Lost
 	up.Dial = c.Dial
@@ -71,26 +76,51 @@ func serveAgent(e *env, f proxyFlags, g *gate.Gate, up *upstream.Client, log *sl
 		case <-c.Synced():
 			log.Info("ready", "agent", f.agent, "attached", g.Directory.Len(), "upstream", f.upstream, "uid", os.Geteuid())
 			notifyReady(e.getenv)
-		case <-ctx.Done():
+		case <-e.ctx.Done():
 		}
 	}()
-	err := c.Run(ctx)
+	ctx, hangUp := context.WithCancel(context.WithoutCancel(e.ctx))
+	defer hangUp()
+	gone := make(chan error, 1)
+	go func() { gone <- c.Run(ctx) }()
+	<-e.ctx.Done()
+	t.close()
+	c.Leave()
+	err := drain(g, f)
 	t.done.Wait()
-	return err
+	hangUp()
+	return errors.Join(err, <-gone)
 }
 
 // taken serves the listeners of each attachment.
 type taken struct {
-	ctx   context.Context
 	gate  *gate.Gate
 	log   *slog.Logger
 	lost  func(id uint64)
 	stops map[uint64]context.CancelFunc
-	done  sync.WaitGroup
+
+	mu     sync.Mutex
+	closed bool // nothing more is taken
+	done   sync.WaitGroup
 }
 
+func (t *taken) close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.closed = true
+}
+
+// Take leaves what comes after close to the agent, which holds it too.
 func (t *taken) Take(o handover.Offer) {
-	ctx, stop := context.WithCancel(t.ctx)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		for _, l := range o.Listeners {
+			l.Close()
+		}
+		return
+	}
+	ctx, stop := context.WithCancel(context.Background())
 	t.stops[o.ID] = stop
 	t.gate.Directory.Set(o.ID, o.Workload)
 	for _, l := range o.Listeners {
@@ -103,7 +133,7 @@ func (t *taken) serve(ctx context.Context, o handover.Offer, l net.Listener) {
 	defer t.done.Done()
 	err := t.gate.Serve(ctx, gate.Listener{
 		Listener: l, Attachment: o.ID, Method: o.Method, Proof: workload.Listener,
-		Local: []netip.AddrPort{redirect.IMDS4, redirect.IMDS6},
+		Local: gate.ServiceAddrs(),
 	})
 	switch {
 	case errors.Is(err, gate.ErrListenerLost):

@@ -143,12 +143,29 @@ func (a *Agent) loop(ctx context.Context) error {
 		case p := <-a.left:
 			a.farewell(p)
 		case id := <-a.lost:
-			// Said by the proxy; true if the kernel agrees.
-			if e := a.byID(id); e != nil && !e.att.Alive() {
-				a.Log.Warn("listener was destroyed", "workload", e.workload.ID, "attachment", id)
-				a.reconcile()
-			}
+			a.hearLost(id)
 		}
+	}
+}
+
+// hearLost takes the proxy's word that it lost a listener. If the kernel agrees,
+// another is opened; else the same is handed over again, not too often.
+func (a *Agent) hearLost(id uint64) {
+	e := a.byID(id)
+	switch {
+	case e == nil:
+	case !e.att.Alive():
+		a.Log.Warn("listener was destroyed", "workload", e.workload.ID, "attachment", id)
+		a.reconcile()
+	case a.proxy != nil && e.handed:
+		k := keyOf(e.ns.ID())
+		if time.Now().Before(a.backoff[k].Until) {
+			return
+		}
+		a.backoff[k] = a.backoff[k].next(time.Now())
+		a.proxy.Detach(e.id)
+		e.handed = false
+		a.note(map[string]error{e.name(): a.handOver(e)})
 	}
 }
 
@@ -237,23 +254,31 @@ func (a *Agent) welcome(ctx context.Context, x arrival) {
 	a.proxy = x.proxy
 	a.serving.Store(int64(x.proxy.PID))
 	go a.serve(ctx, x.proxy)
-	keeps, attaches := 0, 0
+	a.announce(kept)
+	a.Log.Info("proxy connected", "pid", x.proxy.PID, "uid", x.proxy.UID, "holds", len(x.held), "keeps", len(kept))
+}
+
+// announce tells the proxy of everything that it should hold; it lets go of
+// everything else.
+func (a *Agent) announce(kept map[uint64]bool) {
+	trouble := make(map[string]error)
 	for _, e := range a.held {
+		var err error
 		switch {
 		case e.workload.ID == "": // waits for its name
 		case kept[e.id]:
-			keeps++
-			a.tell(a.proxy.Keep(e.id, e.workload))
-			e.handed = true
+			err = a.proxy.Keep(e.id, e.workload)
+			e.handed = err == nil
 		default:
-			attaches++
-			e.handed = true
-			a.tell(a.proxy.Attach(e.handover()))
+			err = a.proxy.Attach(e.handover())
+			e.handed = err == nil
+		}
+		if err != nil {
+			trouble[e.name()] = err
 		}
 	}
-	a.tell(a.proxy.Sync()) // the proxy lets go of everything not mentioned
-	a.Log.Info("proxy connected", "pid", x.proxy.PID, "uid", x.proxy.UID,
-		"holds", len(x.held), "keeps", keeps, "gets", attaches)
+	a.proxy.Sync()
+	a.note(trouble)
 }
 
 func (a *Agent) byID(id uint64) *entry {
@@ -266,11 +291,20 @@ func (a *Agent) byID(id uint64) *entry {
 }
 
 func (a *Agent) serve(ctx context.Context, p *handover.Proxy) {
-	err := p.Serve(ctx, a.Dial, func(id uint64) {
-		select {
-		case a.lost <- id:
-		case <-ctx.Done():
-		}
+	err := p.Serve(ctx, handover.Host{
+		Dial: a.Dial,
+		Lost: func(id uint64) {
+			select {
+			case a.lost <- id:
+			case <-ctx.Done():
+			}
+		},
+		Leaving: func() {
+			select {
+			case a.left <- p:
+			case <-ctx.Done():
+			}
+		},
 	})
 	p.Close()
 	if ctx.Err() == nil {
@@ -286,14 +320,5 @@ func (a *Agent) farewell(p *handover.Proxy) {
 	if a.proxy == p {
 		a.proxy = nil
 		a.serving.Store(0)
-	}
-}
-
-// tell notes the outcome of a message. A proxy that does not take it is
-// disconnected; it comes back and says what it holds.
-func (a *Agent) tell(err error) {
-	if err != nil && a.proxy != nil {
-		a.Log.Warn("proxy does not listen", "pid", a.proxy.PID, "error", err)
-		a.proxy.Close()
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -12,10 +11,10 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
@@ -521,37 +520,61 @@ func TestVanishesWhileAttached(t *testing.T) {
 	}
 }
 
-// TestLyingProxy connects a proxy that claims another namespace's listener.
+// TestLyingProxy has a proxy say what it holds, with one lie in each row: nothing of
+// it is adopted, and its descriptors are closed.
 func TestLyingProxy(t *testing.T) {
-	h := newHost(t, redirect.SkLookup)
-	web, db := h.namespace("web"), h.namespace("db")
-	h.source.set("web", web.Path(), nil)
-	h.source.set("db", db.Path(), nil)
-	r := must[*redirect.Redirector](t)(redirect.New(h.method))
-	a, b := must[*redirect.Attachment](t)(r.Attach(web)), must[*redirect.Attachment](t)(r.Attach(db))
-	ag := &Agent{Redirector: r, held: make(map[Key]*entry), Log: slog.New(slog.NewTextHandler(h.log, nil))}
-	// One listener of each namespace, and the link of the other.
-	kept := ag.adopt([]*handover.Attachment{
-		{ID: 1, Netns: web.ID(), Method: "sklookup", V4: a.V4, V6: b.V6, Link: a.Link},
-		{ID: 2, Netns: web.ID(), Method: "sklookup", V4: b.V4, V6: a.V6, Link: b.Link},
-	})
-	if diff := cmp.Diff(map[uint64]bool{}, kept); diff != "" || len(ag.held) != 0 {
-		t.Errorf("adopted %v", kept)
+	for _, tc := range []struct {
+		name string
+		lie  func(t *testing.T, ag *Agent, h, other *handover.Attachment)
+		want string // in the log; empty: adopted
+	}{
+		{"truth", func(*testing.T, *Agent, *handover.Attachment, *handover.Attachment) {}, ""},
+		{"another_namespaces_listener", func(_ *testing.T, _ *Agent, h, o *handover.Attachment) { h.V6, o.V6 = o.V6, h.V6 }, "listener belongs to another namespace"},
+		{"another_namespaces_link", func(_ *testing.T, _ *Agent, h, o *handover.Attachment) { h.Link, o.Link = o.Link, h.Link }, "link belongs to"},
+		{"link_is_a_listener", func(_ *testing.T, _ *Agent, h, o *handover.Attachment) { h.Link, o.V4 = o.V4, h.Link }, "link"},
+		{"no_link", func(_ *testing.T, _ *Agent, h, _ *handover.Attachment) { h.Link.Close(); h.Link = nil }, "descriptors missing"},
+		{"another_method", func(_ *testing.T, _ *Agent, h, _ *handover.Attachment) { h.Method = "nftables" }, "attached by nftables"},
+		{"dead_listener", func(t *testing.T, ag *Agent, h, _ *handover.Attachment) {
+			rc := must[syscall.RawConn](t)(h.V4.SyscallConn())
+			rc.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_RD) })
+		}, "no longer listens"},
+		{"id_of_another", func(_ *testing.T, ag *Agent, h, _ *handover.Attachment) {
+			ag.held[Key{1, 1}] = &entry{id: h.ID}
+		}, "another attachment has this id"},
+		{"older_than_ours", func(_ *testing.T, ag *Agent, h, _ *handover.Attachment) {
+			ag.held[keyOf(h.Netns)] = &entry{id: h.ID + 1}
+		}, "newer attachment"},
+		{"listener_of_the_host", func(t *testing.T, _ *Agent, h, o *handover.Attachment) {
+			l := must[net.Listener](t)(net.Listen("tcp", "127.0.0.1:0"))
+			defer l.Close()
+			h.V4.Close()
+			h.V4 = must[*os.File](t)(l.(*net.TCPListener).File())
+		}, "host's own network namespace"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			h := newHost(t, redirect.SkLookup)
+			web, db := h.namespace("web"), h.namespace("db")
+			r := must[*redirect.Redirector](t)(redirect.New(h.method))
+			a, b := must[*redirect.Attachment](t)(r.Attach(web)), must[*redirect.Attachment](t)(r.Attach(db))
+			said := &handover.Attachment{ID: 1, Netns: web.ID(), Method: "sklookup", V4: a.V4, V6: a.V6, Link: a.Link}
+			other := &handover.Attachment{V4: b.V4, V6: b.V6, Link: b.Link}
+			ag := &Agent{Redirector: r, held: make(map[Key]*entry), Log: slog.New(slog.NewTextHandler(h.log, nil))}
+			tc.lie(t, ag, said, other)
+			before := len(ag.held)
+			kept := ag.adopt([]*handover.Attachment{said})
+			if adopted := kept[1] && len(ag.held) == before+1; adopted != (tc.want == "") {
+				t.Errorf("adopted: %v", adopted)
+			}
+			if !h.log.has(tc.want) {
+				t.Errorf("log lacks %q: %s", tc.want, h.log.b.String())
+			}
+			if e := ag.held[keyOf(web.ID())]; tc.want == "" && e != nil {
+				e.att.Close()
+				e.ns.Close()
+			}
+			other.Discard()
+		})
 	}
-	if want := "listener belongs to another namespace"; !h.log.has(want) {
-		t.Errorf("log lacks %q", want)
-	}
-	own := must[net.Listener](t)(net.Listen("tcp", "127.0.0.1:0"))
-	defer own.Close()
-	hostListener := must[*os.File](t)(own.(*net.TCPListener).File())
-	kept = ag.adopt([]*handover.Attachment{{ID: 3, Method: "sklookup", V4: hostListener}})
-	if want := "host's own network namespace"; len(kept) != 0 || !h.log.has(want) {
-		t.Errorf("a listener of the host: adopted %v; log lacks %q", kept, want)
-	}
-	eventually(t, "the liar's descriptors are closed", func() bool {
-		_, err := a.V4.Seek(0, io.SeekStart)
-		return errors.Is(err, os.ErrClosed)
-	})
 }
 
 // TestLinkDetachedByProxy: whoever holds a link may detach it; the agent notices.

@@ -46,7 +46,7 @@ type Step struct {
 	Action   Action
 	Key      Key
 	ID       uint64            // of the attachment, zero for Attach
-	Workload workload.Workload // that is wanted, zero for Detach
+	Workload workload.Workload // that is wanted, or for Detach was
 }
 
 // Plan compares what is wanted with what is held. It is pure and total; the
@@ -61,7 +61,7 @@ func Plan(want map[Key]workload.Workload, have map[Key]Held, backoff map[Key]Bac
 		w, wanted := want[k]
 		switch {
 		case !wanted:
-			steps = append(steps, Step{Action: Detach, Key: k, ID: h.ID})
+			steps = append(steps, Step{Action: Detach, Key: k, ID: h.ID, Workload: h.Workload})
 		case !h.Alive && !now.Before(backoff[k].Until):
 			steps = append(steps, Step{Action: Reopen, Key: k, ID: h.ID, Workload: w})
 		case h.Alive && w.ID != "" && !equal(w, h.Workload):

@@ -36,12 +36,12 @@ func TestPlan(t *testing.T) {
 		{
 			name:  "gone_workload",
 			have:  map[Key]Held{k1: {7, web, true}},
-			steps: []Step{{Detach, k1, 7, workload.Workload{}}},
+			steps: []Step{{Detach, k1, 7, web}},
 		},
 		{
 			name:  "gone_and_dead",
 			have:  map[Key]Held{k1: {7, web, false}},
-			steps: []Step{{Detach, k1, 7, workload.Workload{}}},
+			steps: []Step{{Detach, k1, 7, web}},
 		},
 		{
 			name:  "listener_killed_from_inside",
@@ -93,13 +93,13 @@ func TestPlan(t *testing.T) {
 			name:  "inode_reused_by_a_new_namespace",
 			want:  map[Key]workload.Workload{{1, 11}: web},
 			have:  map[Key]Held{{1, 10}: {7, web, true}},
-			steps: []Step{{Detach, Key{1, 10}, 7, workload.Workload{}}, {Attach, Key{1, 11}, 0, web}},
+			steps: []Step{{Detach, Key{1, 10}, 7, web}, {Attach, Key{1, 11}, 0, web}},
 		},
 		{
 			name:  "detaches_first_then_by_namespace",
 			want:  map[Key]workload.Workload{k2: db, k1: web},
 			have:  map[Key]Held{k3: {9, db, true}},
-			steps: []Step{{Detach, k3, 9, workload.Workload{}}, {Attach, k1, 0, web}, {Attach, k2, 0, db}},
+			steps: []Step{{Detach, k3, 9, db}, {Attach, k1, 0, web}, {Attach, k2, 0, db}},
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

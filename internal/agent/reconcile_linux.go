@@ -40,7 +40,7 @@ func (a *Agent) observe() observed {
 	for _, f := range found {
 		k, err := a.locate(f, held, o.handles)
 		if err != nil {
-			o.trouble[string(f.Workload.ID)] = err
+			o.trouble[cmp.Or(string(f.Workload.ID), f.Netns)] = err
 			continue
 		}
 		members[k] = append(members[k], f.Workload)
@@ -79,8 +79,13 @@ func (a *Agent) open(f discover.Found) (*netns.Handle, error) {
 		return nil, err
 	}
 	if a.Redirector.Host(ns.ID()) {
+		err = fmt.Errorf("%s: %w: never steered", f.Netns, redirect.ErrHostNetns)
+	} else if f.Recheck != nil {
+		err = f.Recheck()
+	}
+	if err != nil {
 		ns.Close()
-		return nil, fmt.Errorf("%s: %w: never steered", f.Netns, redirect.ErrHostNetns)
+		return nil, err
 	}
 	return ns, nil
 }
@@ -100,7 +105,7 @@ func (a *Agent) reconcile() {
 	}
 	for _, s := range Plan(o.want, have, a.backoff, now) {
 		if err := a.do(s, o.handles); err != nil {
-			o.trouble[string(s.Workload.ID)] = fmt.Errorf("%s: %w", s.Action, err)
+			o.trouble[nameOf(s.Workload, s.Key)] = fmt.Errorf("%s: %w", s.Action, err)
 		}
 	}
 	for _, ns := range o.handles {
@@ -139,8 +144,7 @@ func (a *Agent) update(e *entry, w workload.Workload) error {
 		e.unsure = false
 	}
 	e.workload = w
-	a.handOver(e)
-	return nil
+	return a.handOver(e)
 }
 
 func (a *Agent) attach(k Key, w workload.Workload, handles map[Key]*netns.Handle) error {
@@ -156,21 +160,37 @@ func (a *Agent) attach(k Key, w workload.Workload, handles map[Key]*netns.Handle
 	e := &entry{id: a.nextID, ns: ns, workload: w, att: att}
 	a.held[k] = e
 	a.Log.Info("attached", "workload", w.ID, "netns", ns.ID(), "method", att.Method, "attachment", e.id, "took", time.Since(start).Round(time.Microsecond))
-	a.handOver(e)
-	return nil
+	return a.handOver(e)
 }
 
 // handOver tells the proxy, if there is one, of a workload that has a name. Until
 // then its callers wait in the kernel: nothing is answered for somebody unknown.
-func (a *Agent) handOver(e *entry) {
-	switch {
-	case a.proxy == nil || e.workload.ID == "":
-	case e.handed:
-		a.tell(a.proxy.Update(e.id, e.workload))
-	default:
-		e.handed = true
-		a.tell(a.proxy.Attach(e.handover()))
+//
+// One that cannot be described is not handed over, and no longer served under an
+// older description: its error is its own trouble. Other errors mean that the
+// proxy is gone; it will be back.
+func (a *Agent) handOver(e *entry) error {
+	if a.proxy == nil || e.workload.ID == "" {
+		return nil
 	}
+	var err error
+	if e.handed {
+		err = a.proxy.Update(e.id, e.workload)
+	} else {
+		err = a.proxy.Attach(e.handover())
+	}
+	if errors.Is(err, handover.ErrTooLarge) && e.handed {
+		a.proxy.Detach(e.id)
+	}
+	e.handed = err == nil
+	return err
+}
+
+// name is what a workload is called in messages.
+func (e *entry) name() string { return nameOf(e.workload, keyOf(e.ns.ID())) }
+
+func nameOf(w workload.Workload, k Key) string {
+	return cmp.Or(string(w.ID), fmt.Sprintf("net:[%d]", k.Inode))
 }
 
 // detach leaves the namespace as it was, and gives back its handle. The entry is
@@ -180,7 +200,7 @@ func (a *Agent) detach(k Key) (*netns.Handle, error) {
 	delete(a.held, k)
 	err := a.Redirector.Detach(e.ns, e.att)
 	if a.proxy != nil && e.handed {
-		a.tell(a.proxy.Detach(e.id))
+		a.proxy.Detach(e.id)
 	}
 	e.att.Close()
 	a.Log.Info("detached", "workload", e.workload.ID, "netns", e.ns.ID(), "attachment", e.id)
@@ -203,6 +223,9 @@ func (a *Agent) repair() {
 func (a *Agent) note(trouble map[string]error) {
 	last := make(map[string]bool, len(trouble))
 	for id, err := range trouble {
+		if err == nil {
+			continue
+		}
 		text := id + ": " + err.Error()
 		last[text] = true
 		if !a.noted[text] {

@@ -11,6 +11,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"regexp"
 	"slices"
@@ -29,6 +30,10 @@ import (
 type Found struct {
 	Workload workload.Workload
 	Netns    string
+
+	// Recheck, if not nil, says whether Netns still leads to this workload's
+	// namespace: to be asked once it is open.
+	Recheck func() error
 }
 
 // ErrGone is the reason why a listed workload was not found: its process or its
@@ -137,6 +142,17 @@ var (
 	wanted     = map[string]string{"int": "a number", "string": "a text", "[]discover.entry": "a list", "discover.entry": "a workload: name, and netns or pid", "map[string]string": "labels as name: value"}
 )
 
+// Inherit takes over from the list that this one replaces which processes the pids
+// meant: one that was given to another process meanwhile is not taken for the
+// workload. After a restart of the agent nobody remembers that: prefer netns.
+func (s *Static) Inherit(old *Static) {
+	old.mu.Lock()
+	defer old.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.Copy(s.starts, old.starts)
+}
+
 // Changed is nil: nobody tells when a process or a path comes or goes.
 func (s *Static) Changed() <-chan struct{} { return nil }
 
@@ -150,7 +166,11 @@ func (s *Static) Find() (found []Found, missing []Missing) {
 			missing = append(missing, Missing{w.ID, err})
 			continue
 		}
-		found = append(found, Found{w, path})
+		f := Found{Workload: w, Netns: path}
+		if e.PID != 0 {
+			f.Recheck = func() error { _, err := s.locate(e); return err }
+		}
+		found = append(found, f)
 	}
 	return found, missing
 }

@@ -78,7 +78,22 @@ func TestPIDReuseIsNotTheWorkload(t *testing.T) {
 	if found, _ := s.Find(); len(found) != 1 {
 		t.Fatal("own process not found")
 	}
+	next, err := ParseStatic("f.yaml", fmt.Appendf(nil, "workloads:\n  - {name: b, pid: %d}\n", os.Getpid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, _ := s.Find()
+	if err := found[0].Recheck(); err != nil {
+		t.Errorf("the same process: %v", err)
+	}
 	s.starts[os.Getpid()]-- // the process that was seen first started earlier
+	if err := found[0].Recheck(); !errors.Is(err, ErrGone) {
+		t.Errorf("reused between look and open: %v, want ErrGone", err)
+	}
+	next.Inherit(s)
+	if found, _ := next.Find(); len(found) != 0 {
+		t.Errorf("reused, and the list was read again: %v", found)
+	}
 	found, missing := s.Find()
 	if len(found) != 0 || len(missing) != 1 || !errors.Is(missing[0].Err, ErrGone) {
 		t.Errorf("reused pid: found %v, missing %v", found, missing)

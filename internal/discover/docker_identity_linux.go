@@ -41,8 +41,10 @@ func (e *engine) identify(ctx context.Context) error {
 	}
 	e.update(func(v *view) {
 		for path, s := range v.spaces {
-			if !inodes[s.inode] || namespaceAt(path, e.device) != s.inode {
-				continue // unmounted meanwhile: the inode may be another's now
+			// One that came or went meanwhile: the processes may have been in another
+			// namespace that had the inode.
+			if !inodes[s.inode] || s.seen.After(start) || namespaceAt(path, e.device) != s.inode {
+				continue
 			}
 			known := func(id string) bool { _, ok := v.containers[id]; return ok }
 			v.settle(s, outermost(chains[s.inode], known))

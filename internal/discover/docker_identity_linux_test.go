@@ -1,13 +1,16 @@
 package discover
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
+	"golang.org/x/sys/unix"
 )
 
 // Ids of the containers in testdata: web, sidecar in web's namespace, quiet
@@ -140,5 +143,55 @@ func TestInodeOf(t *testing.T) {
 	}
 	if got := inodeOf("net:[1]", os.ErrNotExist); got != 0 {
 		t.Errorf("with error: got %d, want 0", got)
+	}
+}
+
+// TestReusedInodeIsNotNamed has a namespace whose inode another one had, or will
+// have, while the processes are looked at.
+func TestReusedInodeIsNotNamed(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "ns") // an ordinary file stands for a namespace
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(file, &st); err != nil {
+		t.Fatal(err)
+	}
+	proc := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(proc, "7/ns"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(fmt.Sprintf("net:[%d]", st.Ino), filepath.Join(proc, "7/ns/net")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(proc, "7/cgroup"), []byte("0::/docker/"+webID+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		name  string
+		space string
+		seen  time.Time
+		want  bool
+	}{
+		{"there_all_the_time", file, time.Now().Add(-time.Minute), true},
+		{"came_while_processes_were_looked_at", file, time.Now().Add(time.Minute), false},
+		{"went_while_processes_were_looked_at", file + "-gone", time.Now().Add(-time.Minute), false},
+		{"is_another_by_now", proc, time.Now().Add(-time.Minute), false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			d := &Docker{proc: proc, device: st.Dev}
+			d.setUp()
+			d.view.containers[webID] = ctr(webID)
+			s := &space{inode: st.Ino, seen: tc.seen}
+			d.view.spaces[tc.space] = s
+			e := &engine{Docker: d, look: time.NewTimer(time.Hour)}
+			defer e.look.Stop()
+			if err := e.identify(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if s.named() != tc.want {
+				t.Errorf("named is %v, want %v", s.named(), tc.want)
+			}
+		})
 	}
 }

@@ -64,11 +64,12 @@ const (
 // What binds a name to a namespace is the inode, and the inode is the
 // namespace's for as long as the file is mounted: no other namespace can have it
 // meanwhile. The process is looked at through one descriptor of its /proc folder,
-// so a pid that is given to another process in between yields nothing; and before
-// the name is noted, the file must still have the inode. A container that is
-// restarted under the same name has a new namespace, with a new file. A file that
-// is removed is dropped at once, one that is only unmounted within sweepPause. Who
-// opens the namespace by its path holds it, inode and all, from then on.
+// so a pid that is given to another process in between yields nothing; and the
+// file must have had the inode before the look, and have it still. A container
+// that is restarted under the same name has a new namespace, with a new file. A
+// file that is removed is dropped at once, one that is only unmounted within
+// sweepPause. Who opens the namespace by its path holds it, inode and all, from
+// then on.
 //
 // Processes of several containers in one namespace (--network container:NAME)
 // make several Found with one path: the kernel cannot tell them apart. Who joins

@@ -166,7 +166,7 @@ func (v *view) cover(path string, members []dockerContainer) (found []Found, mis
 		w := c.workload()
 		switch enabled, said := c.enabled(); {
 		case in && !out:
-			found = append(found, Found{w, path})
+			found = append(found, Found{Workload: w, Netns: path})
 		case out && in && (enabled || !said):
 			missing = append(missing, Missing{w.ID, ErrSharedOptOut})
 		}

@@ -268,9 +268,15 @@ func (p *Proxy) Close() error { return p.c.close() }
 // maxDials bounds the connections being made at the same time for one proxy.
 const maxDials = 64
 
-// Serve answers the proxy until it goes or ctx ends. dial opens a connection to
-// the upstream, and only there; lost is told of listeners that were destroyed.
-func (p *Proxy) Serve(ctx context.Context, dial func(context.Context) (net.Conn, error), lost func(id uint64)) error {
+// Host is what the agent does for a proxy.
+type Host struct {
+	Dial    func(context.Context) (net.Conn, error) // to the upstream, and only there
+	Lost    func(id uint64)                         // the proxy lost this attachment's listener
+	Leaving func()                                  // the proxy takes nothing more
+}
+
+// Serve answers the proxy until it goes or ctx ends.
+func (p *Proxy) Serve(ctx context.Context, h Host) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { p.Close() })
@@ -284,11 +290,13 @@ func (p *Proxy) Serve(ctx context.Context, dial func(context.Context) (net.Conn,
 		closeAll(files)
 		switch m.Type {
 		case typeLost:
-			lost(m.ID)
+			h.Lost(m.ID)
+		case typeLeaving:
+			h.Leaving()
 		case typeDial:
 			select {
 			case slots <- struct{}{}:
-				go p.answerDial(ctx, m.Seq, dial, slots)
+				go p.answerDial(ctx, m.Seq, h.Dial, slots)
 			default:
 				err = p.c.send(&message{Type: typeDialed, Seq: m.Seq, Error: "too many connections are being opened"})
 			}

@@ -142,7 +142,7 @@ func TestHostileProxyLater(t *testing.T) {
 		t.Fatal(err)
 	}
 	done := make(chan error, 1)
-	go func() { done <- p.Serve(t.Context(), nil, func(uint64) {}) }()
+	go func() { done <- p.Serve(t.Context(), Host{}) }()
 	c.send(&message{Type: typeAttach, ID: 3}, tcpListener(t))
 	if err := <-done; !errors.Is(err, errProtocol) {
 		t.Errorf("got %v, want a protocol error", err)
@@ -164,7 +164,7 @@ func TestDialsAreBounded(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		p.Serve(ctx, func(ctx context.Context) (net.Conn, error) { <-ctx.Done(); return nil, ctx.Err() }, func(uint64) {})
+		p.Serve(ctx, Host{Dial: func(ctx context.Context) (net.Conn, error) { <-ctx.Done(); return nil, ctx.Err() }})
 	})
 	for i := range maxDials + 1 {
 		c.send(&message{Type: typeDial, Seq: uint64(i + 1)})
@@ -239,14 +239,21 @@ func TestSession(t *testing.T) {
 		}
 	}
 	<-c.Synced()
-	go p.Serve(t.Context(), func(ctx context.Context) (net.Conn, error) {
-		a, b := net.Pipe()
-		b.Close()
-		a.Close()
-		return nil, errors.New("the service is away")
-	}, func(uint64) {})
+	left := make(chan struct{})
+	go p.Serve(t.Context(), Host{
+		Dial:    func(context.Context) (net.Conn, error) { return nil, errors.New("the service is away") },
+		Leaving: func() { close(left) },
+	})
 	if _, err := c.Dial(ctx); err == nil || !strings.Contains(err.Error(), "the service is away") {
 		t.Errorf("Dial: %v", err)
+	}
+	c.Leave()
+	<-left
+	if err := p.Update(7, workload.Workload{ID: "static:huge", Name: strings.Repeat("x", maxMessage)}); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("a description of more than a message: %v, want ErrTooLarge", err)
+	}
+	if _, err := c.Dial(ctx); err == nil || !strings.Contains(err.Error(), "the service is away") {
+		t.Errorf("Dial after that: %v: the connection must go on", err)
 	}
 	p.Close() // the agent dies
 
@@ -366,7 +373,7 @@ func TestDialWaitsForTheNextAgent(t *testing.T) {
 	second.Sync()
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		second.Serve(ctx, func(ctx context.Context) (net.Conn, error) { return net.Dial("tcp", service.Addr().String()) }, func(uint64) {})
+		second.Serve(ctx, Host{Dial: func(ctx context.Context) (net.Conn, error) { return net.Dial("tcp", service.Addr().String()) }})
 	})
 	r := <-got
 	if r.err != nil {

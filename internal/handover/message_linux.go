@@ -34,13 +34,14 @@ const (
 	maxHeld        = 8192                   // attachments that a proxy may say it holds
 )
 
-// The message types. Proxy to agent: hello, held, lost, dial. Agent to proxy:
+// The message types. Proxy to agent: hello, held, lost, dial, leaving. Agent to proxy:
 // refused, attach, keep, update, detach, sync, dialed.
 const (
 	typeHello   = "hello"   // Version, Count: how many held messages follow
 	typeHeld    = "held"    // ID, Netns, Method, V6, Link; descriptors
 	typeLost    = "lost"    // ID: the listener was destroyed under the proxy
 	typeDial    = "dial"    // Seq: wants a connection to the upstream
+	typeLeaving = "leaving" // takes nothing more; another proxy may come
 	typeRefused = "refused" // Error: this proxy is not wanted
 	typeAttach  = "attach"  // ID, Netns, Method, V6, Link, Workload; descriptors
 	typeKeep    = "keep"    // ID, Workload: goes on holding it
@@ -84,6 +85,10 @@ func (m *message) descriptors() int {
 	return 0
 }
 
+// ErrTooLarge is returned for a workload whose description does not fit into a
+// message. Nothing was sent; the connection goes on.
+var ErrTooLarge = errors.New("description too large to hand over")
+
 // errProtocol ends a connection whose other side does not speak our protocol.
 var errProtocol = errors.New("protocol error")
 
@@ -110,7 +115,7 @@ func (c *conn) send(m *message, fds ...syscall.Conn) error {
 		return err
 	}
 	if len(b) > maxMessage {
-		return fmt.Errorf("message %s: %d bytes: at most %d", m.Type, len(b), maxMessage)
+		return fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, len(b), maxMessage)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -85,9 +85,12 @@ func (c *Client) Run(ctx context.Context) error {
 	c.init()
 	said := "" // the trouble that was last logged
 	for ctx.Err() == nil {
-		err := c.session(ctx)
+		met, err := c.session(ctx)
 		if ctx.Err() != nil {
 			break
+		}
+		if met {
+			said = "" // a new trouble, if it is one
 		}
 		if err != nil && err.Error() != said {
 			said = err.Error()
@@ -101,29 +104,31 @@ func (c *Client) Run(ctx context.Context) error {
 	return nil
 }
 
-// session is one connection to the agent, from connect to loss.
-func (c *Client) session(ctx context.Context) error {
+// session is one connection to the agent, from connect to loss. It reports whether
+// the agent had anything to say.
+func (c *Client) session(ctx context.Context) (met bool, err error) {
 	uc, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: c.Path, Net: "unixpacket"})
 	if err != nil {
-		return err
+		return false, err
 	}
 	conn := newConn(uc)
 	defer conn.close()
 	stop := context.AfterFunc(ctx, func() { conn.close() })
 	defer stop()
 	if err := c.hello(conn); err != nil {
-		return err
+		return false, err
 	}
 	c.connected(conn)
 	defer c.connected(nil)
 	for {
 		m, files, err := conn.recv()
 		if err != nil {
-			return err
+			return met, err
 		}
 		if err := c.handle(m, files); err != nil {
-			return err
+			return met, err
 		}
+		met = true
 	}
 }
 
@@ -266,6 +271,18 @@ func (c *Client) Lost(id uint64) {
 
 // errAgentGone ends a dial that the next agent may still answer.
 var errAgentGone = errors.New("agent went away")
+
+// Leave tells the agent that this proxy takes nothing more, so that another one
+// may come while this one finishes. Connections can still be had.
+func (c *Client) Leave() {
+	c.init()
+	c.mu.Lock()
+	conn := c.conn
+	c.mu.Unlock()
+	if conn != nil {
+		conn.send(&message{Type: typeLeaving})
+	}
+}
 
 // Dial asks the agent for a connection to the upstream, waiting for an agent if
 // none is there, or asking the next one if it goes, until ctx ends. It asks for no

@@ -37,7 +37,7 @@ type Relay struct {
 
 	DialTime time.Duration // at most for a dial; 0 means 5 s
 	IdleTime time.Duration // after so long without a byte either way both sides are reset; 0 means never
-	Conns    int           // at the same time, further ones wait in the listener's queue; 0 means 1024
+	Conns    int           // of each listener at the same time, further ones wait in its queue; 0 means 1024
 
 	// Failed is told of each connection that could not be passed on, from a
 	// goroutine of that connection; nil tells nobody.
@@ -78,7 +78,7 @@ func (r *Relay) Stats() Stats {
 // Run passes on what l accepts until ctx is cancelled, then resets what is open,
 // and returns nil when no connection and no goroutine of it is left. It closes l
 // in any case. The error is ErrListenerLost if l failed by itself. Run may be
-// called again, with another listener.
+// called for several listeners, at once too.
 func (r *Relay) Run(ctx context.Context, l net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var all sync.WaitGroup
