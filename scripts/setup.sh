@@ -6,7 +6,9 @@ set -euo pipefail
 # program → package
 declare -A need=(
   [curl]=curl [ip]=iproute2 [ss]=iproute2 [nft]=nftables [nginx]=nginx-light [clang]=clang [llvm-strip]=llvm
-  [setpriv]=util-linux [nsenter]=util-linux [node]=nodejs [npm]=npm [gcc]=gcc
+  [setpriv]=util-linux [nsenter]=util-linux [unshare]=util-linux [node]=nodejs [npm]=npm [gcc]=gcc
+  [tc]=iproute2 [bpftool]=bpftool [iptables]=iptables [tar]=tar
+  [docker]=docker.io [dockerd]=docker.io [containerd]=containerd [runc]=runc [docker-compose]=docker-compose
 )
 packages=()
 for program in "${!need[@]}"; do
