@@ -29,7 +29,7 @@ const defaultSocket = "/run/imdsgate/agent.sock"
 type agentFlags struct {
 	socket, workloads, method, upstream, fence string
 	docker, onlyLabelled                       bool
-	dockerHost                                 string
+	dockerHost, proc                           string
 	netnsDirs, guardHost                       []string
 	guard                                      string
 	uninstall                                  bool
@@ -84,6 +84,7 @@ The list:
 	fl.BoolVar(&f.docker, "docker", false, "steer the containers of the Docker engine on this host")
 	fl.StringVar(&f.dockerHost, "docker-host", "", "the engine's socket (default: DOCKER_HOST, or unix:///var/run/docker.sock)")
 	fl.StringArrayVar(&f.netnsDirs, "netns-dir", nil, "folder where the engine mounts network namespaces (repeatable; default /run/docker/netns)")
+	fl.StringVar(&f.proc, "proc", "/proc", "where the host's processes are seen, for an agent in a container without the host's pid namespace")
 	fl.BoolVar(&f.onlyLabelled, "only-labelled", false, "steer only containers with the label imdsgate.enable=true")
 	fl.StringVar(&f.workloads, "workloads", "", "file with a list of workloads")
 	fl.StringVar(&f.socket, "socket", defaultSocket, "unix socket where the proxy connects")

@@ -41,7 +41,7 @@ func newAgentSource(e *env, f agentFlags, log *slog.Logger) (*agentSource, error
 		return nil, withHint(usageError("docker: %q is no unix socket: the agent watches the engine of its own host", host),
 			"give the engine's socket, like --docker-host unix:///var/run/docker.sock")
 	}
-	s.docker = &discover.Docker{Host: host, NetnsDirs: f.netnsDirs, OnlyLabelled: f.onlyLabelled, Log: log}
+	s.docker = &discover.Docker{Host: host, NetnsDirs: f.netnsDirs, OnlyLabelled: f.onlyLabelled, Proc: f.proc, Log: log}
 	return s, nil
 }
 

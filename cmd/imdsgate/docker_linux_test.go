@@ -106,13 +106,12 @@ func (e *engine) onlyTheHost(t *testing.T) int {
 	return len(seen)
 }
 
-// composeUp starts agent and proxy from the compose file that users get, from an
-// image with nothing but the binary, and returns when the proxy is ready.
-func (e *engine) composeUp(t *testing.T) {
+// importImage makes the image that users build with deploy/docker/Dockerfile: the
+// binary and nothing else.
+func (e *engine) importImage(t *testing.T) {
 	t.Helper()
-	testnet.Require(t, testnet.Command("docker-compose"), testnet.Command("tar"))
-	tar := exec.Command("tar", "-C", filepath.Dir(e.Binary), "-c", "imdsgate")
-	archive, err := tar.Output()
+	testnet.Require(t, testnet.Command("tar"))
+	archive, err := exec.Command("tar", "-C", filepath.Dir(e.Binary), "-c", "imdsgate").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,6 +120,41 @@ func (e *engine) composeUp(t *testing.T) {
 	if out, err := load.CombinedOutput(); err != nil {
 		t.Fatalf("docker import: %v: %s", err, out)
 	}
+}
+
+// deployEnv is the environment for the files in deploy/docker.
+func (e *engine) deployEnv() []string {
+	return append(os.Environ(), "DOCKER_HOST="+e.docker.Host(), "DOCKER_SOCK="+e.docker.Socket(),
+		"DOCKER_EXEC_ROOT="+filepath.Dir(e.docker.NetnsDir()), "IMDSGATE_RUN="+filepath.Join(e.Dir, "run"))
+}
+
+// awaitReady waits until the containers with these names say that they are ready.
+func (e *engine) awaitReady(t *testing.T, prefixes ...string) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for _, prefix := range prefixes {
+		for {
+			ids := strings.Fields(e.mustRun(t, "ps", "-q", "--filter", "name="+prefix))
+			log := ""
+			if len(ids) == 1 {
+				log = e.logs(ids[0])
+			}
+			if strings.Contains(log, "msg=ready") {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s is not ready: %s\n%s", prefix, e.mustRun(t, "ps", "-a"), log)
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+	}
+}
+
+// composeUp starts agent and proxy from the compose file that users get.
+func (e *engine) composeUp(t *testing.T) {
+	t.Helper()
+	testnet.Require(t, testnet.Command("docker-compose"))
+	e.importImage(t)
 	args := []string{"-p", "imdsgate", "-f", "../../deploy/docker/compose.yaml"}
 	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err != nil {
 		args = append(args, "-f", "../../deploy/docker/compose.cgroup1.yaml")
@@ -128,24 +162,39 @@ func (e *engine) composeUp(t *testing.T) {
 	compose := func(what ...string) {
 		t.Helper()
 		cmd := exec.Command("docker-compose", append(slices.Clone(args), what...)...)
-		cmd.Env = append(os.Environ(), "DOCKER_HOST="+e.docker.Host(), "DOCKER_SOCK="+e.docker.Socket(), "DOCKER_EXEC_ROOT="+filepath.Dir(e.docker.NetnsDir()))
+		cmd.Env = e.deployEnv()
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("docker-compose %v: %v: %s", what, err, out)
 		}
 	}
 	compose("up", "-d", "--no-build")
 	t.Cleanup(func() { compose("down", "--volumes", "--timeout", "5") })
-	deadline := time.Now().Add(20 * time.Second)
-	for {
-		agent, proxy := e.logs("imdsgate_agent_1"), e.logs("imdsgate_proxy_1")
-		if strings.Contains(proxy, "msg=ready") && strings.Contains(agent, "msg=ready") {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("not ready within 20 s; agent:\n%s\nproxy:\n%s", agent, proxy)
-		}
-		time.Sleep(50 * time.Millisecond)
+	e.awaitReady(t, "imdsgate_agent", "imdsgate_proxy")
+}
+
+// TestDockerSwarm deploys the stack file on a swarm of one node.
+func TestDockerSwarm(t *testing.T) {
+	e := newEngine(t)
+	e.importImage(t)
+	if err := os.Mkdir(filepath.Join(e.Dir, "run"), 0o755); err != nil {
+		t.Fatal(err)
 	}
+	e.mustRun(t, "swarm", "init", "--advertise-addr", "127.0.0.1", "--listen-addr", "127.0.0.1:2377")
+	t.Cleanup(func() {
+		e.run(context.Background(), "stack", "rm", "imdsgate")
+		e.run(context.Background(), "swarm", "leave", "--force")
+	})
+	cmd := exec.Command("docker", "stack", "deploy", "--resolve-image", "never", "-c", "../../deploy/docker/stack.yaml", "imdsgate")
+	cmd.Env = e.deployEnv()
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("docker stack deploy: %v: %s", err, out)
+	}
+	e.awaitReady(t, "imdsgate_agent", "imdsgate_proxy")
+	out := e.mustRun(t, "run", "--rm", testImage, "/imdsgate", "demo-part", "client", instanceURL)
+	if a := decodeAnswer(t, out); a.Status != 200 || !strings.Contains(a.Body, "vm-sim-0") {
+		t.Errorf("got %s", out)
+	}
+	e.onlyTheHost(t)
 }
 
 func (e *engine) logs(container string) string {

@@ -81,17 +81,17 @@ func ParseStatic(name string, text []byte) (*Static, error) {
 	}
 	// Once more, for the line numbers.
 	var nodes struct {
-		Workloads []yaml.Node `yaml:"workloads"`
+		Workloads yaml.Node `yaml:"workloads"`
 	}
 	if err := yaml.Unmarshal(text, &nodes); err != nil {
 		return nil, yamlError(name, err)
 	}
-	if len(doc.Workloads) == 0 {
+	if nodes.Workloads.Kind != yaml.SequenceNode { // an empty list is one: nobody is steered
 		return nil, fmt.Errorf("%s:1: want a list under the key workloads, found none", name)
 	}
 	first := make(map[string]int)
 	for i, e := range doc.Workloads {
-		line := nodes.Workloads[i].Line
+		line := nodes.Workloads.Content[i].Line
 		if err := e.check(); err != nil {
 			return nil, fmt.Errorf("%s:%d: %w", name, line, err)
 		}

@@ -13,7 +13,8 @@ import (
 func TestParseStaticRefuses(t *testing.T) {
 	for _, tc := range []struct{ name, text, want string }{
 		{"empty_file", "", "f.yaml:1: empty: want a list under the key workloads"},
-		{"no_list", "workloads: []\n", "f.yaml:1: want a list under the key workloads, found none"},
+		{"no_list", "workloads:\n", "f.yaml:1: want a list under the key workloads, found none"},
+		{"comment_only", "# nothing\n", "f.yaml:1: empty: want a list under the key workloads"},
 		{"unknown_key", "workloads:\n  - name: a\n    pidd: 3\n", `f.yaml:3: unknown key "pidd": want workloads at the top`},
 		{"unknown_top_key", "workload:\n  - name: a\n", `f.yaml:1: unknown key "workload": want workloads at the top`},
 		{"wrong_type", "workloads:\n  - name: a\n    pid: many\n", "f.yaml:3: got many, want a number"},
@@ -31,6 +32,16 @@ func TestParseStaticRefuses(t *testing.T) {
 				t.Errorf("got %v, want %s…", err, tc.want)
 			}
 		})
+	}
+}
+
+func TestEmptyListIsNobody(t *testing.T) {
+	s, err := ParseStatic("f.yaml", []byte("workloads: []\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if found, missing := s.Find(); len(found)+len(missing) != 0 {
+		t.Errorf("found %v, missing %v", found, missing)
 	}
 }
 

@@ -26,7 +26,7 @@ func (e *engine) identify(ctx context.Context) error {
 	if len(inodes) == 0 {
 		return nil
 	}
-	proc := e.proc
+	proc := e.Proc
 	if proc == "" {
 		proc = "/proc"
 	}

@@ -179,7 +179,7 @@ func TestReusedInodeIsNotNamed(t *testing.T) {
 		{"is_another_by_now", proc, time.Now().Add(-time.Minute), false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			d := &Docker{proc: proc, device: st.Dev}
+			d := &Docker{Proc: proc, device: st.Dev}
 			d.setUp()
 			d.view.containers[webID] = ctr(webID)
 			s := &space{inode: st.Ino, seen: tc.seen}

@@ -100,11 +100,13 @@ type Docker struct {
 	// imdsgate.enable=false.
 	OnlyLabelled bool
 
+	// Proc is where the host's processes are looked for. Empty means /proc; an agent
+	// in a container without the host's pid namespace has them mounted elsewhere.
+	Proc string
+
 	// Log is told when the engine goes away and comes back; nil means nobody is.
 	Log *slog.Logger
 
-	// proc is where processes are looked for; empty means /proc.
-	proc string
 
 	wake   chan struct{} // there is a namespace without a name
 	device uint64        // of all namespaces
