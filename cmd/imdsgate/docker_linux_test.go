@@ -131,19 +131,19 @@ func (e *engine) deployEnv() []string {
 // awaitReady waits until the containers with these names say that they are ready.
 func (e *engine) awaitReady(t *testing.T, prefixes ...string) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(60 * time.Second)
 	for _, prefix := range prefixes {
 		for {
-			ids := strings.Fields(e.mustRun(t, "ps", "-q", "--filter", "name="+prefix))
 			log := ""
-			if len(ids) == 1 {
-				log = e.logs(ids[0])
+			for _, id := range strings.Fields(e.mustRun(t, "ps", "-aq", "--filter", "name="+prefix)) {
+				log += e.logs(id)
 			}
 			if strings.Contains(log, "msg=ready") {
 				break
 			}
 			if time.Now().After(deadline) {
-				t.Fatalf("%s is not ready: %s\n%s", prefix, e.mustRun(t, "ps", "-a"), log)
+				tasks, _ := e.run(t.Context(), "service", "ps", "--no-trunc", prefix)
+				t.Fatalf("%s is not ready: %s\n%s\n%s", prefix, e.mustRun(t, "ps", "-a"), tasks, log)
 			}
 			time.Sleep(50 * time.Millisecond)
 		}
@@ -156,7 +156,7 @@ func (e *engine) composeUp(t *testing.T) {
 	testnet.Require(t, testnet.Command("docker-compose"))
 	e.importImage(t)
 	args := []string{"-p", "imdsgate", "-f", "../../deploy/docker/compose.yaml"}
-	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err != nil {
+	if !unifiedCgroups() {
 		args = append(args, "-f", "../../deploy/docker/compose.cgroup1.yaml")
 	}
 	compose := func(what ...string) {
@@ -172,6 +172,12 @@ func (e *engine) composeUp(t *testing.T) {
 	e.awaitReady(t, "imdsgate_agent", "imdsgate_proxy")
 }
 
+// unifiedCgroups reports whether this machine has cgroup v2 and nothing else.
+func unifiedCgroups() bool {
+	_, err := os.Stat("/sys/fs/cgroup/cgroup.controllers")
+	return err == nil
+}
+
 // TestDockerSwarm deploys the stack file on a swarm of one node.
 func TestDockerSwarm(t *testing.T) {
 	e := newEngine(t)
@@ -179,12 +185,21 @@ func TestDockerSwarm(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(e.Dir, "run"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	// The engine looks for a newer image first. Its question must end at once, not by
+	// a time-out: nothing but the service can be reached.
+	e.inVM(t, "ip", "route", "add", testnet.IMDS4, "via", "10.88.1.1")
+	e.inVM(t, "ip", "route", "del", "default")
+	e.inVM(t, "ip", "route", "add", "unreachable", "default")
 	e.mustRun(t, "swarm", "init", "--advertise-addr", "127.0.0.1", "--listen-addr", "127.0.0.1:2377")
 	t.Cleanup(func() {
 		e.run(context.Background(), "stack", "rm", "imdsgate")
 		e.run(context.Background(), "swarm", "leave", "--force")
 	})
-	cmd := exec.Command("docker", "stack", "deploy", "--resolve-image", "never", "-c", "../../deploy/docker/stack.yaml", "imdsgate")
+	args := []string{"stack", "deploy", "--resolve-image", "never", "-c", "../../deploy/docker/stack.yaml"}
+	if !unifiedCgroups() {
+		args = append(args, "-c", "../../deploy/docker/stack.cgroup1.yaml")
+	}
+	cmd := exec.Command("docker", append(args, "imdsgate")...)
 	cmd.Env = e.deployEnv()
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("docker stack deploy: %v: %s", err, out)

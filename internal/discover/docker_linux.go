@@ -107,7 +107,6 @@ type Docker struct {
 	// Log is told when the engine goes away and comes back; nil means nobody is.
 	Log *slog.Logger
 
-
 	wake   chan struct{} // there is a namespace without a name
 	device uint64        // of all namespaces
 
