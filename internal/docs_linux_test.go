@@ -2,9 +2,13 @@ package internal_test
 
 import (
 	"encoding/json"
+	"fmt"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
+
+	"go.yaml.in/yaml/v3"
 
 	"imdsgate/internal/audit"
 	"imdsgate/internal/discover"
@@ -26,6 +30,8 @@ func TestExamplesAreRead(t *testing.T) {
 			_, err = discover.ParseStatic(name, []byte(text))
 		case name == "policy.yaml":
 			_, err = policy.Parse(name, []byte(text))
+		case name == "compose.mine.yaml":
+			err = overrides(text)
 		case kind == "json":
 			name = "audit line"
 			dec := json.NewDecoder(strings.NewReader(text))
@@ -39,9 +45,38 @@ func TestExamplesAreRead(t *testing.T) {
 		}
 		read[name]++
 	}
-	for _, name := range []string{"workloads.yaml", "policy.yaml", "audit line"} {
+	for _, name := range []string{"workloads.yaml", "policy.yaml", "compose.mine.yaml", "audit line"} {
 		if read[name] == 0 {
 			t.Errorf("README.md shows no %s", name)
 		}
 	}
+}
+
+// overrides checks that a file for Compose changes nothing but command and volumes
+// of services that are there, and keeps their subcommand.
+func overrides(text string) error {
+	type service struct {
+		Command []string
+		Volumes []any
+	}
+	var ours struct{ Services map[string]service }
+	b, err := os.ReadFile("../deploy/docker/compose.yaml")
+	if err != nil {
+		return err
+	}
+	if err := yaml.Unmarshal(b, &ours); err != nil {
+		return err
+	}
+	var theirs struct{ Services map[string]service }
+	dec := yaml.NewDecoder(strings.NewReader(text))
+	dec.KnownFields(true)
+	if err := dec.Decode(&theirs); err != nil {
+		return err
+	}
+	for name, s := range theirs.Services {
+		if have, ok := ours.Services[name]; !ok || len(s.Command) == 0 || s.Command[0] != have.Command[0] {
+			return fmt.Errorf("service %q, command %q: compose.yaml has %q", name, s.Command, have.Command)
+		}
+	}
+	return nil
 }
