@@ -1,8 +1,18 @@
 # The two commands that matter: make demo, make test.
-.PHONY: demo test build generate lint bench fuzz setup
+.PHONY: demo test attack build install generate lint bench fuzz setup
 
 build:
 	CGO_ENABLED=0 go build -trimpath -o bin/imdsgate ./cmd/imdsgate
+
+# make install PREFIX=/usr: what was built is taken as it is, so that root needs no Go.
+PREFIX ?= /usr/local
+
+install: bin/imdsgate
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 755 bin/imdsgate $(DESTDIR)$(PREFIX)/bin/imdsgate
+
+bin/imdsgate:
+	$(MAKE) build
 
 demo: build
 	@bin/imdsgate demo
@@ -10,6 +20,14 @@ demo: build
 # Installs what is missing (Debian, as root), then runs everything.
 test:
 	@scripts/test.sh
+
+# Attacks the running agent and proxy from real containers (root, Docker's engine):
+# a row each, what stopped it, and a count. What goes wrong besides is on stderr.
+attack:
+	@report=$$(mktemp) && log=$$(mktemp) || exit 1; trap 'rm -f "$$report" "$$log"' EXIT; \
+	PATH="$$PATH:/usr/sbin:/sbin" CI=true IMDSGATE_ATTACK_REPORT="$$report" \
+		go test -count=1 -timeout 5m -run '^TestAttack$$' ./cmd/imdsgate >"$$log" 2>&1; code=$$?; \
+	cat "$$report"; [ $$code = 0 ] || grep -q '^FAIL ' "$$report" || cat "$$log" >&2; exit $$code
 
 setup:
 	@scripts/setup.sh
