@@ -17,12 +17,27 @@ done
 [ -e /usr/include/bpf/bpf_helpers.h ] || packages+=(libbpf-dev)
 # -race needs a C library to build against.
 [ -e /usr/include/stdlib.h ] || packages+=(libc6-dev)
+# Go modules come over https. These are Debian's place for certificates, Fedora's, and Alpine's.
+if [ -z "${SSL_CERT_FILE:-}${SSL_CERT_DIR:-}" ] &&
+  [ ! -e /etc/ssl/certs/ca-certificates.crt ] && [ ! -e /etc/pki/tls/certs/ca-bundle.crt ] && [ ! -e /etc/ssl/cert.pem ]; then
+  packages+=(ca-certificates)
+fi
 [ ${#packages[@]} -gt 0 ] || exit 0
 
 mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-  echo "setup: missing: ${packages[*]}; install them (this script can on Debian, as root)" >&2
+  echo "setup: missing: ${packages[*]}; on Debian: sudo apt-get install --no-install-recommends ${packages[*]}" >&2
+  # Without these nothing can be built, so nothing can say that it is skipped.
+  for package in "${packages[@]}"; do
+    case "$package" in
+    gcc | libc6-dev | ca-certificates)
+      echo "setup: no test runs without $package" >&2
+      exit 1
+      ;;
+    esac
+  done
   [ "${CI:-}" = true ] && exit 1
+  echo "setup: tests that need the others are skipped" >&2
   exit 0
 fi
 echo "setup: installing ${packages[*]}"

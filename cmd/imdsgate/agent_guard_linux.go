@@ -14,7 +14,6 @@ import (
 	"imdsgate/internal/agent"
 	"imdsgate/internal/bpf"
 	"imdsgate/internal/discover"
-	"imdsgate/internal/handover"
 	"imdsgate/internal/netns"
 	"imdsgate/internal/redirect"
 )
@@ -39,7 +38,11 @@ func hostRules(who []string) (*redirect.HostRules, error) {
 			if !strings.HasPrefix(value, "/") {
 				return nil, usageError("--guard-host %q: want cgroup:/PATH, as in /proc/PID/cgroup", w)
 			}
-			r.Cgroups = append(r.Cgroups, value)
+			dir, err := agent.CgroupDir(value)
+			if err != nil {
+				return nil, unsupported("--guard-host %q: %v", w, err)
+			}
+			r.Cgroups = append(r.Cgroups, dir)
 		default:
 			return nil, withHint(usageError("--guard-host %q: want uid:NUMBER or cgroup:/PATH", w), "the agent itself may always pass")
 		}
@@ -111,14 +114,14 @@ func (g *guard) close() {
 // uninstall takes everything back: what a proxy still holds, what is left in the
 // network namespaces of containers, the guard, the socket.
 func uninstall(e *env, f agentFlags, log *slog.Logger) error {
-	l, err := handover.Listen(f.socket, f.proxyUID)
+	l, err := openSocket(f)
 	if err != nil {
-		return socketError(err)
+		return err
 	}
 	r, err := redirect.New(redirect.Method(f.method))
 	if err != nil {
 		l.Close()
-		return captureError(err)
+		return captureError("agent", err)
 	}
 	ctx, done := context.WithCancel(e.ctx)
 	defer done()

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -144,14 +145,14 @@ func runAgent(e *env, f agentFlags) error {
 	}
 	r, err := redirect.New(redirect.Method(f.method))
 	if err != nil {
-		return captureError(err)
+		return captureError("agent", err)
 	}
 	for _, why := range r.Why() {
 		log.Info("better method not in use", "why", why)
 	}
-	l, err := handover.Listen(f.socket, f.proxyUID)
+	l, err := openSocket(f)
 	if err != nil {
-		return socketError(err)
+		return err
 	}
 	lower, err := raiseFence(f, upstream, log)
 	if err != nil {
@@ -166,7 +167,7 @@ func runAgent(e *env, f agentFlags) error {
 	}
 	a := &agent.Agent{
 		Socket: l, Redirector: r, Sources: src.out, Interval: f.interval, Log: log,
-		Dial: dialer(upstream),
+		Dial: dialer(upstream), Upstream: upstream,
 		Ready: func(n int) {
 			log.Info("ready", "attached", n, "method", r.Method(), "socket", f.socket, "upstream", upstream, "pid", os.Getpid())
 			notifyReady(e.getenv)
@@ -210,22 +211,43 @@ func dialer(to netip.AddrPort) func(context.Context) (net.Conn, error) {
 	}
 }
 
-func captureError(err error) error {
+// captureError is for a method that this machine cannot have; what is the command
+// that wanted it.
+func captureError(what string, err error) error {
 	hint := "try another --method"
 	switch {
 	case errors.Is(err, os.ErrPermission):
-		hint = "run the agent as root (CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_BPF)"
+		// Memory is not what is missing: the BPF library guesses at it whenever it may not.
+		err = errors.New(strings.ReplaceAll(err.Error(), " (MEMLOCK may be too low, consider rlimit.RemoveMemlock)", ""))
+		hint = "run the " + what + " as root (CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_BPF)"
 	case errors.Is(err, bpf.ErrNotSupported):
 		hint = "--method=auto picks what this kernel can; sklookup needs Linux 5.17, nftables needs the module nft_tproxy"
 	}
 	return withHint(unsupported("capture: %v", err), hint)
 }
 
-func socketError(err error) error {
+// openSocket opens the agent's socket. Its usual folder is made, since that is gone
+// at every boot; another one is somebody's, and a path that is mistyped makes none.
+func openSocket(f agentFlags) (*handover.Listener, error) {
+	if f.socket == defaultSocket {
+		if err := os.MkdirAll(filepath.Dir(defaultSocket), 0o755); err != nil {
+			return nil, socketError(f.socket, err)
+		}
+	}
+	l, err := handover.Listen(f.socket, f.proxyUID)
+	if err != nil {
+		return nil, socketError(f.socket, err)
+	}
+	return l, nil
+}
+
+func socketError(path string, err error) error {
 	var used *handover.InUseError
 	switch {
 	case errors.As(err, &used):
 		return withHint(fmt.Errorf("--socket: %w", err), "stop that agent first, or give this one another --socket")
+	case errors.Is(err, os.ErrNotExist):
+		return missingFolder("--socket", path)
 	case errors.Is(err, os.ErrPermission):
 		return withHint(unsupported("--socket: %v", err), "run the agent as root, or give it a --socket in a folder it may write to")
 	}

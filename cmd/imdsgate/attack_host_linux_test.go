@@ -84,26 +84,15 @@ func flushed() attack {
 	}
 }
 
-// sourceRoute names the host as the first hop, and the service as the second.
+// sourceRoute names the host as the first hop, and the service as the second. A
+// host that follows source routes is needed; few do.
 func sourceRoute() attack {
-	const name = "net/ipv4/conf/all/accept_source_route"
 	return attack{
 		name: "source_route", from: "web", do: "call -via {gateway} tcp 169.254.169.254:80",
-		// A host that follows source routes is needed for the control. None does unless
-		// it is told to.
 		before: func(_ context.Context, b *attackBench) (string, error) {
-			value := "1"
-			if b.Agent != nil {
-				value = "0"
-			}
-			return "host: accept_source_route is " + value, b.VM.NS.Do(func() error { return testnet.Sysctl(name, value) })
+			return "", b.VM.NS.Do(func() error { return testnet.Sysctl("net/ipv4/conf/all/accept_source_route", "1") })
 		},
-		stopped: func(_ context.Context, _ *attackBench, o outcome) (string, error) {
-			if len(o.arrived) > 0 || o.Said != "" {
-				return "", fmt.Errorf("%d packets have arrived, %+v", len(o.arrived), o.did)
-			}
-			return o.words("host's kernel follows no source route, the guard had nothing to do"), nil
-		},
+		stopped: bySourceRouteRule,
 	}
 }
 

@@ -64,6 +64,10 @@ func byTable(_ context.Context, _ *attackBench, o outcome) (string, error) {
 	return byCounter(o, "forward_imds")
 }
 
+func bySourceRouteRule(_ context.Context, _ *attackBench, o outcome) (string, error) {
+	return byCounter(o, "forward_source_route")
+}
+
 func byWireServerRule(_ context.Context, _ *attackBench, o outcome) (string, error) {
 	return byCounter(o, "forward_wireserver")
 }

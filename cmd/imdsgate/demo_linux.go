@@ -187,7 +187,11 @@ func playDemo(e *env, f demoFlags) (err error) {
 		return err
 	}
 	d.result.OK, d.result.TookMS = err == nil, time.Since(start).Milliseconds()
-	if err != nil {
+	switch {
+	case err != nil && e.ctx.Err() != nil:
+		d.close() // the last line says that it is done
+		d.result.Error = errInterrupted.Error()
+	case err != nil:
 		d.result.Error = err.Error()
 	}
 	if werr := d.out.end(d.result); werr != nil {
@@ -197,15 +201,18 @@ func playDemo(e *env, f demoFlags) (err error) {
 		return &codedError{code: exitFailure, silent: true, err: err}
 	}
 	if f.keep {
-		d.out.keep(d)
-		<-e.ctx.Done()
+		d.keep(e.ctx)
 	}
 	return nil
 }
 
+// errInterrupted is the outcome of a demo that a signal has ended.
+var errInterrupted = errors.New("interrupted, everything is taken down")
+
 func (d *demo) close() {
 	if d.stack != nil {
 		d.stack.Close()
+		d.stack = nil
 	}
 }
 
@@ -226,7 +233,7 @@ func (d *demo) play(ctx context.Context) error {
 func (d *demo) choose(context.Context) error {
 	r, err := redirect.New(redirect.Method(d.f.method))
 	if err != nil {
-		return captureError(err)
+		return captureError("demo", err)
 	}
 	d.method, d.fence, d.guard = r.Method(), "off", "table"
 	why := ""
@@ -234,6 +241,9 @@ func (d *demo) choose(context.Context) error {
 		d.fence, d.guard = "require", "require" // what can load one program can load the others
 	} else {
 		why = strings.Join(r.Why(), "; ")
+		if _, err := redirect.New(redirect.SkLookup); errors.Is(err, os.ErrPermission) {
+			why = "sklookup needs root (CAP_BPF)"
+		}
 	}
 	d.result.Method, d.result.Fence = string(d.method), d.fence == "require"
 	d.out.intro(d.method, why, d.fence == "require")
@@ -470,6 +480,9 @@ func (d *demo) restart(ctx context.Context) error {
 	r := <-waiting
 	if r.err != nil {
 		return r.err
+	}
+	if _, err := d.events(ctx, 1); err != nil {
+		return err
 	}
 	d.result.Restart = demoRestart{Status: r.as[0].Status, WaitedMS: r.as[0].Took}
 	d.out.restart(d.result.Restart)

@@ -121,22 +121,12 @@ func (o *demoOutput) end(r demoResult) error {
 		return writeJSON(o.result, r)
 	}
 	last := o.paint("1;32", "demo: ok") + fmt.Sprintf(" (%d ms, method %s)", r.TookMS, r.Method)
-	if !r.OK {
+	switch {
+	case r.Error == errInterrupted.Error():
+		last = "demo: " + r.Error
+	case !r.OK:
 		last = o.paint("1;31", "demo: failed") + ": " + r.Error
 	}
 	_, err := fmt.Fprintf(o.w, "\n%s\n", last)
 	return err
-}
-
-// keep says how to enter a container.
-func (o *demoOutput) keep(d *demo) {
-	w := d.e.stderr
-	user := ""
-	if d.e.getenv(inUserNamespace) != "" {
-		user = fmt.Sprintf(" --user --preserve-credentials --target %d", os.Getpid())
-	}
-	fmt.Fprintln(w, "\nIt stays up until Ctrl-C. To try for yourself, in another terminal:")
-	for _, c := range []*testnet.Container{d.web, d.batch} {
-		fmt.Fprintf(w, "  %-6s nsenter%s --net=%s curl -s -H Metadata:true '%s'\n", c.Name+":", user, c.NS.Path(), instanceURL)
-	}
 }

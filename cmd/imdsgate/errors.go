@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"path/filepath"
 )
 
 // codedError is an error that chooses the exit code. A silent one has said what
@@ -37,6 +38,12 @@ func (e *hintError) Error() string { return e.err.Error() }
 func (e *hintError) Unwrap() error { return e.err }
 
 func withHint(err error, hint string) error { return &hintError{err: err, hint: hint} }
+
+// missingFolder is for a flag that names a file to be made in a folder that is not
+// there.
+func missingFolder(flag, path string) error {
+	return withHint(usageError("%s: folder %s does not exist", flag, filepath.Dir(path)), "make it first, or give another path with "+flag)
+}
 
 // writeJSON writes v as one line.
 func writeJSON(w io.Writer, v any) error {

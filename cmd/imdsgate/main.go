@@ -10,6 +10,7 @@ import (
 	"log"
 	"os"
 	"os/signal"
+	"regexp"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -92,6 +93,7 @@ func report(w io.Writer, cmd *cobra.Command, err error) int {
 }
 
 func rootCmd(e *env) *cobra.Command {
+	var showVersion bool
 	root := &cobra.Command{
 		Use:   "imdsgate",
 		Short: "Give containers the instance metadata service, through a gate",
@@ -112,11 +114,16 @@ Exit codes of every command:
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          noArgs,
-		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if showVersion {
+				return printVersion(e.stdout, false)
+			}
+			return cmd.Help()
+		},
+		SuggestionsMinimumDistance: 2, // letters that may be wrong
 	}
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usageError("%s%v", subject(cmd), err)
-	})
+	root.Flags().BoolVar(&showVersion, "version", false, "the same as the command version")
+	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(versionCmd(e), simulateCmd(e), proxyCmd(e), forwardCmd(e), locateCmd(e))
 	root.AddCommand(platformCommands(e)...)
 	root.SetHelpCommand(helpCmd(root))
@@ -126,6 +133,26 @@ Exit codes of every command:
 		strict(c)
 	}
 	return root
+}
+
+// badValue is how the library words a value that a flag cannot take.
+var badValue = regexp.MustCompile(`^invalid argument (".*") for "(?:-\w, )?--([\w-]+)" flag: `)
+
+// wantedValues says what flags take, by the library's names of their types.
+var wantedValues = map[string]string{"int": "a number", "duration": "a time, as in 2s or 100ms", "bool": "true or false"}
+
+// flagError is for the library's errors of flags: those of values speak of Go's
+// functions.
+func flagError(cmd *cobra.Command, err error) error {
+	m := badValue.FindStringSubmatch(err.Error())
+	if m == nil {
+		return usageError("%s%v", subject(cmd), err)
+	}
+	want, ok := wantedValues[cmd.Flag(m[2]).Value.Type()]
+	if !ok {
+		return usageError("%s%v", subject(cmd), err)
+	}
+	return usageError("%s--%s %s: want %s", subject(cmd), m[2], m[1], want)
 }
 
 // strict has a command of the library's, and those below it, refuse what it
@@ -192,17 +219,21 @@ func versionCmd(e *env) *cobra.Command {
 		Example: "  imdsgate version\n  imdsgate version --json",
 		Args:    noArgs,
 		RunE: func(*cobra.Command, []string) error {
-			v := version
-			if info, ok := debug.ReadBuildInfo(); ok && v == "devel" && info.Main.Version != "" && info.Main.Version != "(devel)" {
-				v = info.Main.Version
-			}
-			if asJSON {
-				return writeJSON(e.stdout, map[string]string{"version": v, "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH})
-			}
-			_, err := fmt.Fprintf(e.stdout, "imdsgate %s %s %s/%s\n", v, runtime.Version(), runtime.GOOS, runtime.GOARCH)
-			return err
+			return printVersion(e.stdout, asJSON)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
+}
+
+func printVersion(w io.Writer, asJSON bool) error {
+	v := version
+	if info, ok := debug.ReadBuildInfo(); ok && v == "devel" && info.Main.Version != "" && info.Main.Version != "(devel)" {
+		v = info.Main.Version
+	}
+	if asJSON {
+		return writeJSON(w, map[string]string{"version": v, "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH})
+	}
+	_, err := fmt.Fprintf(w, "imdsgate %s %s %s/%s\n", v, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	return err
 }

@@ -7,6 +7,8 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"regexp"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -44,7 +46,8 @@ The policy file lists typed actions; what is not allowed is denied:
   allow: [versions.read, instance.read, events.read, identity.token]
   deny: [events.approve]
 Without one, facts about the VM and its events may be read, and nothing that is
-a secret.`,
+a secret. The actions:
+` + actionTable(),
 		Example: `  imdsgate proxy --agent /run/imdsgate/agent.sock --policy policy.yaml
   imdsgate proxy --listen :80 --audit /var/log/imdsgate.jsonl
   imdsgate proxy --listen :80 --ensure-route`,
@@ -68,7 +71,7 @@ a secret.`,
 	fl.StringVar(&f.agent, "agent", "/run/imdsgate/agent.sock", "unix socket of the agent")
 	fl.StringVar(&f.listen, "listen", "", "listen on this address, like :80, without an agent")
 	fl.BoolVar(&f.ensureRoute, "ensure-route", false, "with --listen: keep a host route to the service by the default gateway (CAP_NET_ADMIN)")
-	fl.StringVar(&f.upstream, "upstream", defaultUpstream, "the metadata service; give the agent the same")
+	fl.StringVar(&f.upstream, "upstream", defaultUpstream, "the metadata service; the agent's must be the same")
 	fl.StringVar(&f.policy, "policy", "", "policy file (default: facts may be read, secrets may not)")
 	fl.StringVar(&f.audit, "audit", "-", "file that audit lines are appended to; - is stdout")
 	fl.StringArrayVar(&f.hosts, "host", nil, "further value of Host to accept, beside the service's addresses (repeatable)")
@@ -93,7 +96,34 @@ func (f *proxyFlags) check() error {
 			return usageError("%s: want more than zero", n.name)
 		}
 	}
+	for _, h := range f.hosts {
+		if !hostValue.MatchString(h) {
+			return withHint(usageError("--host %q: no value that a header Host can have", h), "give a name or an address, with a port if clients send one: --host imds.internal:8080")
+		}
+	}
 	return nil
+}
+
+// hostValue is a name, an IPv4 address or one of IPv6 in brackets, and a port.
+var hostValue = regexp.MustCompile(`^([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?$`)
+
+// actionTable lists the actions for the help, a line for each family.
+func actionTable() string {
+	var b strings.Builder
+	family := ""
+	for _, a := range imds.Actions() {
+		name, _, _ := strings.Cut(string(a), ".")
+		switch {
+		case a == imds.Unknown:
+			b.WriteString("\n  unknown (every other endpoint; deny only)")
+		case name == family:
+			b.WriteString(" " + string(a))
+		default:
+			b.WriteString("\n  " + string(a))
+		}
+		family = name
+	}
+	return b.String()[1:]
 }
 
 func runProxy(e *env, f proxyFlags) error {
@@ -132,7 +162,7 @@ func runProxy(e *env, f proxyFlags) error {
 	case f.listen != "":
 		err = serveListen(e.ctx, f, g, log)
 	default:
-		err = serveAgent(e, f, g, client, log)
+		err = serveAgent(e, f, addr, g, client, log)
 	}
 	return errors.Join(err, drain(g, f))
 }
@@ -162,7 +192,11 @@ func readPolicy(path string) (*policy.Policy, error) {
 		return policy.Default(), nil
 	}
 	text, err := os.ReadFile(path)
-	if err != nil {
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		return nil, withHint(usageError("--policy: %v", err), fmt.Sprintf(
+			"the proxy runs as uid %d, which must be able to read the file and to pass its folders: as in /etc/imdsgate/policy.yaml, mode 644", os.Geteuid()))
+	case err != nil:
 		return nil, withHint(usageError("--policy: %v", err), "without --policy facts may be read, and nothing that is a secret")
 	}
 	p, err := policy.Parse(path, text)
@@ -178,7 +212,10 @@ func openAudit(path string, stdout io.Writer) (io.WriteCloser, error) {
 		return nopCloser{stdout}, nil
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|noFollow, 0o600)
-	if err != nil {
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil, missingFolder("--audit", path)
+	case err != nil:
 		return nil, withHint(usageError("--audit: %v", err), "give a file, no symbolic link, that the proxy may append to, or - for stdout")
 	}
 	return f, nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"os/signal"
 	"sync"
@@ -63,12 +64,12 @@ func outliveReaders() { signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE) }
 // serveAgent serves what the agent hands over, until the signal to end; then it
 // takes nothing more, lets requests in flight end, and only then leaves the agent,
 // whom they may need for a connection.
-func serveAgent(e *env, f proxyFlags, g *gate.Gate, up *upstream.Client, log *slog.Logger) error {
+func serveAgent(e *env, f proxyFlags, to netip.AddrPort, g *gate.Gate, up *upstream.Client, log *slog.Logger) error {
 	if os.Geteuid() == 0 {
 		log.Warn("the proxy runs as root and needs no privilege at all: run it as another user")
 	}
 	t := &taken{gate: g, log: log, stops: make(map[uint64]context.CancelFunc)}
-	c := &handover.Client{Path: f.agent, Taker: t, Log: log}
+	c := &handover.Client{Path: f.agent, Upstream: to, Taker: t, Log: log}
 	t.lost = c.Lost
 	up.Dial = c.Dial
 	go func() {
@@ -83,13 +84,30 @@ func serveAgent(e *env, f proxyFlags, g *gate.Gate, up *upstream.Client, log *sl
 	defer hangUp()
 	gone := make(chan error, 1)
 	go func() { gone <- c.Run(ctx) }()
-	<-e.ctx.Done()
+	var err error
+	select {
+	case <-e.ctx.Done():
+	case err = <-gone: // before its time
+		err = serveAgentError(err)
+		gone <- nil
+	}
 	t.close()
 	c.Leave()
-	err := drain(g, f)
+	err = errors.Join(err, drain(g, f))
 	t.done.Wait()
 	hangUp()
 	return errors.Join(err, <-gone)
+}
+
+// serveAgentError is for a proxy that cannot go on with its agent. The agent's word
+// on where connections lead is the truth, the proxy's is what requests are named by
+// (Host): where they differ, somebody has set up one of the two for another service.
+func serveAgentError(err error) error {
+	var other *handover.UpstreamError
+	if errors.As(err, &other) {
+		return withHint(usageError("--upstream: %v", err), fmt.Sprintf("give both the same: here --upstream http://%v, or another one to the agent", other.Agent))
+	}
+	return err
 }
 
 // taken serves the listeners of each attachment.

@@ -4,6 +4,7 @@ package main
 
 import (
 	"log/slog"
+	"net/netip"
 
 	"imdsgate/internal/gate"
 	"imdsgate/internal/upstream"
@@ -15,6 +16,6 @@ func harden() error { return nil }
 
 func outliveReaders() {}
 
-func serveAgent(*env, proxyFlags, *gate.Gate, *upstream.Client, *slog.Logger) error {
+func serveAgent(*env, proxyFlags, netip.AddrPort, *gate.Gate, *upstream.Client, *slog.Logger) error {
 	return withHint(unsupported("--agent: there is no agent on this platform yet"), "run the proxy with --listen :80")
 }

@@ -2,9 +2,11 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 
 	"github.com/spf13/cobra"
@@ -49,6 +51,12 @@ and, to say which requests it is for:
   path=/metadata/identity   this path and all below it
   method=GET
   count=3                   so many requests only
+
+The file for --instance has what is different from the default VM, under instance,
+identity, extended, loadbalancer, reprovisiondata and versions:
+  instance:
+    compute: {name: web-1, location: northeurope}
+  identity: {system: null}    # no identity of its own
 
 The management API (--manage) changes faults while it runs, schedules events and
 shows what was asked: /faults /history /events /jwks.json /ca.pem /healthz.
@@ -106,7 +114,9 @@ func (f *simulateFlags) config(stderr io.Writer) (sim.Config, error) {
 	c := sim.Config{AnyCase: f.ignoreCase}
 	var err error
 	if f.instance != "" {
-		if c.VM, err = sim.LoadVM(f.instance); err != nil {
+		if c.VM, err = sim.LoadVM(f.instance); errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {
+			return c, fmt.Errorf("--instance: %w", err)
+		} else if err != nil {
 			return c, err
 		}
 	}

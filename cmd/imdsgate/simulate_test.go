@@ -146,7 +146,7 @@ func TestSimulateRefuses(t *testing.T) {
 		{"no port", []string{"--listen", "127.0.0.1"}, exitUsage, []string{"--listen: ", "missing port", "hint: give address and port"}},
 		{"port too large", []string{"--listen", "127.0.0.1:99999"}, exitUsage, []string{"--listen: ", "invalid port", "hint: give address and port"}},
 		{"bad file", []string{"--instance", file}, exitUsage, []string{"vm.yaml:3: instance.compute: unknown key \"vmName\": want one of "}},
-		{"no file", []string{"--instance", file + ".not"}, exitUsage, []string{"read instance file: "}},
+		{"no file", []string{"--instance", file + ".not"}, exitUsage, []string{"simulate: --instance: open " + file + ".not: "}},
 		{"bad limits", []string{"--limits", "many"}, exitUsage, []string{`limit "many": want a number above 0`}},
 		{"bad fault", []string{"--fault", "slow"}, exitUsage, []string{`fault "slow": unknown key "slow": want one of path,`}},
 		{"argument", []string{"vm.yaml"}, exitUsage, []string{`unexpected argument "vm.yaml"`}},

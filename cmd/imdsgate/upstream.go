@@ -17,6 +17,9 @@ func upstreamURL(s string) (*url.URL, netip.AddrPort, error) {
 		return nil, netip.AddrPort{}, withHint(usageError("--upstream %q: %s", s, why),
 			"give an address, like "+defaultUpstream+" or http://127.0.0.1:8169")
 	}
+	if s == "" {
+		return bad("is empty")
+	}
 	u, err := url.Parse(s)
 	if err != nil {
 		return bad("not a URL")

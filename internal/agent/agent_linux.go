@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -43,6 +44,7 @@ type Agent struct {
 	Socket     *handover.Listener
 	Redirector *redirect.Redirector
 	Dial       func(context.Context) (net.Conn, error) // to the upstream
+	Upstream   netip.AddrPort                          // where Dial leads, for the proxy to compare; zero says nothing
 	Interval   time.Duration                           // between reconciles; zero means 2 s
 	Log        *slog.Logger
 
@@ -277,7 +279,7 @@ func (a *Agent) announce(kept map[uint64]bool) {
 			trouble[e.name()] = err
 		}
 	}
-	a.proxy.Sync()
+	a.proxy.Sync(a.Upstream)
 	a.note(trouble)
 }
 

@@ -115,18 +115,18 @@ func (f *Fence) leave() error {
 	return unix.Rmdir(f.dir)
 }
 
-// OwnCgroup is the path of this process's cgroup v2 below its mount: after
-// RaiseFence, the agent's. Errors: ErrNoCgroup.
-func OwnCgroup() (string, error) {
-	dir, err := ownCgroup()
-	if err != nil {
-		return "", err
-	}
+// OwnCgroup is the directory of this process's cgroup v2: after RaiseFence, the
+// agent's. Errors: ErrNoCgroup.
+func OwnCgroup() (string, error) { return ownCgroup() }
+
+// CgroupDir is the directory of a cgroup v2 by its path as in /proc/PID/cgroup.
+// Errors: ErrNoCgroup.
+func CgroupDir(path string) (string, error) {
 	mount, err := cgroupMount()
 	if err != nil {
 		return "", err
 	}
-	return "/" + strings.TrimPrefix(strings.TrimPrefix(dir, mount), "/"), nil
+	return filepath.Join(mount, path), nil
 }
 
 // ownCgroup is the directory of this process's cgroup v2.

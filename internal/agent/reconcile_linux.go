@@ -229,7 +229,7 @@ func (a *Agent) note(trouble map[string]error) {
 		text := id + ": " + err.Error()
 		last[text] = true
 		if !a.noted[text] {
-			a.Log.Warn("workload not attached", "workload", id, "error", err)
+			a.Log.Warn("workload not attached: tried again", "workload", id, "error", err)
 		}
 	}
 	a.noted = last

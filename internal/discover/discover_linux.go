@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -66,7 +67,7 @@ type entry struct {
 //
 //	workloads:
 //	  - name: web              # unique
-//	    netns: /run/netns/web  # or pid: 4711
+//	    netns: /run/netns/web  # absolute; or pid: 4711
 //	    labels: {team: shop}   # optional
 //
 // Errors name the file and line, and what was expected.
@@ -109,6 +110,8 @@ func (e entry) check() error {
 		return errors.New("workload without name")
 	case (e.Netns == "") == (e.PID == 0):
 		return fmt.Errorf("workload %q: want either netns (a path) or pid", e.Name)
+	case e.Netns != "" && !filepath.IsAbs(e.Netns):
+		return fmt.Errorf("workload %q: netns %q: want an absolute path, as in /run/netns/%[1]s", e.Name, e.Netns)
 	case e.PID < 0:
 		return fmt.Errorf("workload %q: pid %d: want a positive number", e.Name, e.PID)
 	}

@@ -23,6 +23,8 @@ func TestParseStaticRefuses(t *testing.T) {
 		{"no_name", "workloads:\n  - pid: 3\n", "f.yaml:2: workload without name"},
 		{"neither_netns_nor_pid", "workloads:\n\n  - name: a\n", "f.yaml:3: workload \"a\": want either netns (a path) or pid"},
 		{"netns_and_pid", "workloads:\n  - {name: a, netns: /x, pid: 3}\n", "f.yaml:2: workload \"a\": want either"},
+		{"netns_by_name", "workloads:\n  - {name: a, netns: web}\n", "f.yaml:2: workload \"a\": netns \"web\": want an absolute path, as in /run/netns/a"},
+		{"relative_netns", "workloads:\n  - {name: a, netns: run/netns/web}\n", "f.yaml:2: workload \"a\": netns \"run/netns/web\": want an absolute path"},
 		{"negative_pid", "workloads:\n  - {name: a, pid: -3}\n", "f.yaml:2: workload \"a\": pid -3: want a positive number"},
 		{"name_twice", "workloads:\n  - {name: a, pid: 3}\n  - {name: a, pid: 4}\n", "f.yaml:3: workload \"a\": the name is taken by line 2"},
 	} {

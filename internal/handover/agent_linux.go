@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -55,12 +55,10 @@ type Listener struct {
 	Stale bool
 }
 
-// Listen opens the socket at path for a proxy that runs as uid, making its
-// directory if need be. Errors: *InUseError when an agent serves it already.
+// Listen opens the socket at path, in a folder that is there, for a proxy that runs
+// as uid. Errors: *InUseError when an agent serves it already, os.ErrNotExist when
+// the folder is missing.
 func Listen(path string, uid int) (*Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
-	}
 	lock, err := lockSocket(path)
 	if err != nil {
 		return nil, err
@@ -259,8 +257,12 @@ func (p *Proxy) Detach(id uint64) error {
 	return p.c.send(&message{Type: typeDetach, ID: id})
 }
 
-// Sync tells the proxy that it has heard of everything it should hold.
-func (p *Proxy) Sync() error { return p.c.send(&message{Type: typeSync}) }
+// Sync tells the proxy that it has heard of everything it should hold, and where
+// its connections will lead. A proxy that is set up for another upstream goes; the
+// zero value suits every proxy.
+func (p *Proxy) Sync(upstream netip.AddrPort) error {
+	return p.c.send(&message{Type: typeSync, Upstream: upstream})
+}
 
 // Close ends the connection. The proxy will come back.
 func (p *Proxy) Close() error { return p.c.close() }

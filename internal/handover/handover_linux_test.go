@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -31,7 +32,7 @@ func TestMain(m *testing.M) {
 
 func listen(t *testing.T) (*Listener, string) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "run", "agent.sock")
+	path := filepath.Join(t.TempDir(), "agent.sock")
 	l, err := Listen(path, os.Getuid())
 	if err != nil {
 		t.Fatal(err)
@@ -233,7 +234,7 @@ func TestSession(t *testing.T) {
 	}
 	web := workload.Workload{ID: "static:web", Name: "web", Labels: map[string]string{"a": "b"}}
 	sent := &Attachment{ID: 7, Netns: netns.ID{Inode: 1, Cookie: 2}, Method: "nftables", Workload: web, V4: tcpListener(t), V6: tcpListener(t)}
-	for _, err := range []error{p.Attach(sent), p.Sync()} {
+	for _, err := range []error{p.Attach(sent), p.Sync(netip.AddrPort{})} {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -271,7 +272,7 @@ func TestSession(t *testing.T) {
 	}
 	got.Discard()
 	db := workload.Workload{ID: "static:db"}
-	for _, err := range []error{p.Keep(7, db), p.Update(7, web), p.Sync(), p.Detach(7)} {
+	for _, err := range []error{p.Keep(7, db), p.Update(7, web), p.Sync(netip.AddrPort{}), p.Detach(7)} {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -314,7 +315,7 @@ func TestUnconfirmedIsReleased(t *testing.T) {
 		if i == 0 {
 			p.Attach(&Attachment{ID: 1, Workload: workload.Workload{ID: "static:web"}, V4: tcpListener(t)})
 		}
-		p.Sync()
+		p.Sync(netip.AddrPort{})
 		if i == 0 {
 			<-c.Synced()
 		} else {
@@ -350,7 +351,7 @@ func TestDialWaitsForTheNextAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	first.Hello()
-	first.Sync()
+	first.Sync(netip.AddrPort{})
 	<-c.Synced()
 	type result struct {
 		c   net.Conn
@@ -370,7 +371,7 @@ func TestDialWaitsForTheNextAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	second.Hello()
-	second.Sync()
+	second.Sync(netip.AddrPort{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		second.Serve(ctx, Host{Dial: func(ctx context.Context) (net.Conn, error) { return net.Dial("tcp", service.Addr().String()) }})
@@ -457,6 +458,67 @@ func TestDescriptorsThatBlock(t *testing.T) {
 	tc.Close()
 }
 
+// TestUpstreamIsTheAgents has agent and proxy set up for one upstream, or for two.
+func TestUpstreamIsTheAgents(t *testing.T) {
+	imds, local := netip.MustParseAddrPort("169.254.169.254:80"), netip.MustParseAddrPort("127.0.0.1:8169")
+	for _, tc := range []struct {
+		name         string
+		agent, proxy netip.AddrPort
+		refused      bool
+	}{
+		{"the_same", imds, imds, false},
+		{"agent_says_nothing", netip.AddrPort{}, imds, false},
+		{"proxy_takes_any", local, netip.AddrPort{}, false},
+		{"another", local, imds, true},
+		{"another_port", netip.AddrPortFrom(imds.Addr(), 81), imds, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			l, path := listen(t)
+			c := &Client{Path: path, Upstream: tc.proxy, Taker: &recorder{}, Log: slog.New(slog.DiscardHandler)}
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() { done <- c.Run(ctx) }()
+			p, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			p.Hello()
+			p.Sync(tc.agent)
+			if !tc.refused {
+				<-c.Synced()
+				cancel()
+				if err := <-done; err != nil {
+					t.Errorf("Run: %v", err)
+				}
+				return
+			}
+			defer cancel()
+			var other *UpstreamError
+			if err := <-done; !errors.As(err, &other) || other.Agent != tc.agent || other.Proxy != tc.proxy {
+				t.Errorf("Run: %v, want UpstreamError with %v and %v", err, tc.agent, tc.proxy)
+			}
+			select {
+			case <-c.Synced():
+				t.Error("synced all the same")
+			default:
+			}
+		})
+	}
+}
+
+// TestPause holds that a proxy whose predecessor was just killed is in soon, and that
+// one beside another asks seldom.
+func TestPause(t *testing.T) {
+	for _, tc := range []struct{ refused, want time.Duration }{
+		{0, retry}, {retry, retry}, {patience, retry}, {patience + 1, retryRefused}, {time.Hour, retryRefused},
+	} {
+		if got := pause(tc.refused); got != tc.want {
+			t.Errorf("refused for %v: got %v, want %v", tc.refused, got, tc.want)
+		}
+	}
+}
+
 func TestDialGivesUp(t *testing.T) {
 	c := &Client{Path: filepath.Join(t.TempDir(), "none"), Log: slog.New(slog.DiscardHandler)}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
@@ -476,6 +538,16 @@ func TestSocketPathIsAFile(t *testing.T) {
 	}
 	if b, _ := os.ReadFile(path); string(b) != "data" {
 		t.Error("the file was touched")
+	}
+}
+
+func TestMissingFolderIsNotMade(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "run")
+	if _, err := Listen(filepath.Join(dir, "agent.sock"), os.Getuid()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v, want os.ErrNotExist", err)
+	}
+	if _, err := os.Stat(dir); err == nil {
+		t.Error("the folder was made")
 	}
 }
 

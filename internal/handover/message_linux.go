@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"syscall"
@@ -47,7 +48,7 @@ const (
 	typeKeep    = "keep"    // ID, Workload: goes on holding it
 	typeUpdate  = "update"  // ID, Workload: its description has changed
 	typeDetach  = "detach"  // ID: let go of it
-	typeSync    = "sync"    // all that should be held has been said
+	typeSync    = "sync"    // all that should be held has been said; Upstream
 	typeDialed  = "dialed"  // Seq, Error or one descriptor
 )
 
@@ -62,6 +63,7 @@ type message struct {
 	Link     bool               `json:"link,omitempty"`
 	Workload *workload.Workload `json:"workload,omitempty"`
 	Seq      uint64             `json:"seq,omitempty"`
+	Upstream netip.AddrPort     `json:"upstream,omitzero"`
 	Error    string             `json:"error,omitempty"`
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"syscall"
@@ -15,9 +16,22 @@ import (
 	"imdsgate/internal/workload"
 )
 
-// retry is how long the proxy waits between attempts to reach the agent. An
-// agent that comes back waits longer than that before it opens anything anew.
-const retry = 100 * time.Millisecond
+// What the proxy waits between attempts to reach the agent. An agent that comes
+// back waits longer than retry before it opens anything anew.
+const (
+	retry        = 100 * time.Millisecond
+	retryRefused = 2 * time.Second // when another proxy is connected, and stays
+	patience     = time.Second     // the agent may not have heard of the last proxy's end
+)
+
+// pause is the wait before the next attempt of a proxy that has been refused for
+// so long; 0 means that it is not.
+func pause(refused time.Duration) time.Duration {
+	if refused > patience {
+		return retryRefused
+	}
+	return retry
+}
 
 // Offer is an attachment that the proxy has been given to serve.
 type Offer struct {
@@ -38,11 +52,20 @@ type Taker interface {
 	Release(id uint64)
 }
 
+// UpstreamError says that the agent opens connections to another upstream than
+// the one that the proxy is to speak with.
+type UpstreamError struct{ Agent, Proxy netip.AddrPort }
+
+func (e *UpstreamError) Error() string {
+	return fmt.Sprintf("the agent's upstream is %v, this proxy's is %v", e.Agent, e.Proxy)
+}
+
 // Client is the proxy's end of the socket. Set the fields, then call Run.
 type Client struct {
-	Path  string
-	Taker Taker
-	Log   *slog.Logger
+	Path     string
+	Upstream netip.AddrPort // where connections must lead; zero means anywhere
+	Taker    Taker
+	Log      *slog.Logger
 
 	mu      sync.Mutex
 	conn    *conn         // nil while no agent is there
@@ -80,10 +103,12 @@ func (c *Client) init() {
 func (c *Client) Synced() <-chan struct{} { c.init(); return c.synced }
 
 // Run keeps a connection to the agent until ctx ends, and then returns nil. What
-// is held stays held: Run does not release it.
+// is held stays held: Run does not release it. It ends early with *UpstreamError:
+// requests would go to one service under another's name.
 func (c *Client) Run(ctx context.Context) error {
 	c.init()
-	said := "" // the trouble that was last logged
+	said := ""            // the trouble that was last logged
+	var refused time.Time // since when; zero while it is not
 	for ctx.Err() == nil {
 		met, err := c.session(ctx)
 		if ctx.Err() != nil {
@@ -92,16 +117,41 @@ func (c *Client) Run(ctx context.Context) error {
 		if met {
 			said = "" // a new trouble, if it is one
 		}
+		var other *UpstreamError
+		if errors.As(err, &other) {
+			return err
+		}
 		if err != nil && err.Error() != said {
 			said = err.Error()
-			c.Log.Warn("no agent: serving what is held", "socket", c.Path, "held", len(c.held), "error", err)
+			c.complain(err)
+		}
+		wait := retry
+		switch {
+		case !errors.Is(err, errRefused):
+			refused = time.Time{}
+		case refused.IsZero():
+			refused = time.Now()
+		default:
+			wait = pause(time.Since(refused))
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(retry):
+		case <-time.After(wait):
 		}
 	}
 	return nil
+}
+
+// complain logs why no agent is there.
+func (c *Client) complain(err error) {
+	text, log := "no agent: serving what is held", c.Log
+	if len(c.held) == 0 {
+		text = "waiting for the agent"
+	}
+	if errors.Is(err, os.ErrPermission) {
+		log = log.With("uid", os.Geteuid(), "hint", "this must be the agent's --proxy-uid, and may pass the socket's folder")
+	}
+	log.Warn(text, "socket", c.Path, "held", len(c.held), "error", err)
 }
 
 // session is one connection to the agent, from connect to loss. It reports whether
@@ -187,9 +237,12 @@ func (c *Client) handle(m *message, files []*os.File) error {
 	case typeDetach:
 		c.release(m.ID)
 	case typeSync:
+		if m.Upstream.IsValid() && c.Upstream.IsValid() && m.Upstream != c.Upstream {
+			return &UpstreamError{Agent: m.Upstream, Proxy: c.Upstream}
+		}
 		c.sync()
 	case typeRefused:
-		return fmt.Errorf("agent refused this proxy: %s", m.Error)
+		return fmt.Errorf("agent %w: %s", errRefused, m.Error)
 	default:
 		return fmt.Errorf("%w: unexpected %q", errProtocol, m.Type)
 	}
@@ -268,6 +321,9 @@ func (c *Client) Lost(id uint64) {
 		conn.send(&message{Type: typeLost, ID: id})
 	}
 }
+
+// errRefused ends a session whose agent does not want this proxy, for now.
+var errRefused = errors.New("refused this proxy")
 
 // errAgentGone ends a dial that the next agent may still answer.
 var errAgentGone = errors.New("agent went away")

@@ -124,7 +124,7 @@ func (p *parser) item(key string, n *yaml.Node) error {
 	}
 	a, err := imds.ParseAction(n.Value)
 	if err != nil {
-		return p.errorf(n.Line, "%s: %v", key, err)
+		return p.errorf(n.Line, "%s: %v: want one of %s", key, err, actions(key))
 	}
 	if before, ok := p.seen[a]; ok {
 		return p.errorf(n.Line, "%s: %s is already in %s in line %d: want it in one place", key, a, before.key, before.line)
@@ -139,6 +139,17 @@ func (p *parser) item(key string, n *yaml.Node) error {
 		p.allow(a, strconv.Itoa(n.Line))
 	}
 	return nil
+}
+
+// actions lists what a key can have.
+func actions(key string) string {
+	var names []string
+	for _, a := range imds.Actions() {
+		if key == "deny" || a != imds.Unknown {
+			names = append(names, string(a))
+		}
+	}
+	return strings.Join(names, ", ")
 }
 
 // describe names a value in a message.

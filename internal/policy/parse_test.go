@@ -8,6 +8,10 @@ import (
 	"imdsgate/internal/policy"
 )
 
+// wanted is the end of a message about an action that there is not.
+const wanted = ": want one of versions.read, instance.read, instance.userdata, instance.provisioning, identity.info, identity.token, " +
+	"identity.credential, identity.document, events.read, events.approve, network.balancer, legacy.read"
+
 func TestParseRefuses(t *testing.T) {
 	for name, tc := range map[string]struct{ text, want string }{
 		"empty_file":         {"", `p.yaml:1: empty: want the keys allow and deny, or {} to deny everything`},
@@ -30,10 +34,11 @@ func TestParseRefuses(t *testing.T) {
 		"null_in_the_list":   {"allow:\n-\n", `p.yaml:2: allow: want the name of an action, got nothing`},
 		"list_in_the_list":   {"allow: [[identity.token]]\n", `p.yaml:1: allow: want the name of an action, got a list`},
 		"alias":              {"allow: [&a identity.token]\ndeny: [*a]\n", `p.yaml:2: deny: want the name of an action, got an alias`},
-		"unknown_action":     {"allow:\n  - instance.read\n  - identity.tokens\n", `p.yaml:3: allow: unknown action "identity.tokens"`},
-		"action_in_capitals": {"allow: [Identity.Token]\n", `p.yaml:1: allow: unknown action "Identity.Token"`},
-		"wildcard":           {"allow: ['*']\n", `p.yaml:1: allow: unknown action "*"`},
-		"empty_action":       {"allow: ['']\n", `p.yaml:1: allow: unknown action ""`},
+		"unknown_action":     {"allow:\n  - instance.read\n  - identity.tokens\n", `p.yaml:3: allow: unknown action "identity.tokens"` + wanted},
+		"unknown_in_deny":    {"deny: [identity]\n", `p.yaml:1: deny: unknown action "identity"` + wanted + ", unknown"},
+		"action_in_capitals": {"allow: [Identity.Token]\n", `p.yaml:1: allow: unknown action "Identity.Token"` + wanted},
+		"wildcard":           {"allow: ['*']\n", `p.yaml:1: allow: unknown action "*"` + wanted},
+		"empty_action":       {"allow: ['']\n", `p.yaml:1: allow: unknown action ""` + wanted},
 		"both_lists":         {"allow: [identity.token]\n\ndeny: [identity.token]\n", `p.yaml:3: deny: identity.token is already in allow in line 1: want it in one place`},
 		"twice_in_one_list":  {"allow:\n- identity.token\n- identity.token\n", `p.yaml:3: allow: identity.token is already in allow in line 2: want it in one place`},
 		"unknown_is_allowed": {"allow: [unknown]\n", `p.yaml:1: allow: unknown is every endpoint that is not on the list of known ones: it cannot be allowed`},

@@ -99,11 +99,14 @@ const (
 	countIMDS = "forward_imds"
 	countWire = "forward_wireserver"
 	countHost = "host"
+	countVia  = "forward_source_route"
 )
 
 // ruleset builds the table's contents:
 //
 //	chain forward { type filter hook forward priority raw; policy accept;
+//	  ip option lsrr exists counter name forward_source_route drop
+//	  ip option ssrr exists counter name forward_source_route drop
 //	  ip daddr 169.254.169.254 udp dport 53 accept              # open ports
 //	  ip daddr 169.254.169.254 counter name forward_imds drop   # each address
 //	  ip daddr 168.63.129.16 ip protocol tcp ip frag-off & 0x3fff != 0 counter name forward_wireserver drop
@@ -121,8 +124,13 @@ const (
 // is reached, and at priority -100 of output.
 func (r GuardRules) ruleset() (ruleset, error) {
 	s := ruleset{
-		counters: []string{countIMDS, countWire},
+		counters: []string{countIMDS, countWire, countVia},
 		chains:   []chain{{name: "forward", base: true, hook: unix.NF_INET_FORWARD, priority: -300}},
+	}
+	// A source-routed packet shows the next hop as its destination, and the next hop
+	// may be this host; nobody has used that in earnest for decades.
+	for _, option := range []uint8{ipoptLSRR, ipoptSSRR} {
+		s.add("forward", ipOption(option), verdict(countVia)...)
 	}
 	r.matches(func(counter string, match []expr.Any) {
 		s.add("forward", match, verdict(counter)...)
@@ -256,6 +264,25 @@ func port(protocol uint8, number uint16) []expr.Any {
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(number)},
 	}
 }
+
+// IPv4 options (RFC 791 §3.1) by which a sender chooses the way.
+const (
+	ipoptLSRR = 131
+	ipoptSSRR = 137
+)
+
+// ipOption matches IPv4 packets that carry an option.
+func ipOption(number uint8) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.NFPROTO_IPV4}},
+		&expr.Exthdr{DestRegister: 1, Type: number, Len: 1, Flags: unix.NFT_EXTHDR_F_PRESENT, Op: exthdrIPv4},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{1}},
+	}
+}
+
+// exthdrIPv4 is NFT_EXTHDR_OP_IPV4 (linux/netfilter/nf_tables.h, Linux 5.3).
+const exthdrIPv4 = expr.ExthdrOp(2)
 
 // fragment matches TCP over IPv4 with more fragments, or not the first.
 func fragment() []expr.Any {

@@ -66,19 +66,28 @@ func (f *Fault) set(key, value string) error {
 			err = errors.New("0")
 		}
 	case "hang":
-		f.Hang, err = strconv.ParseBool(value)
+		return setFlag(&f.Hang, key, value)
 	case "reset":
-		f.Reset, err = strconv.ParseBool(value)
+		return setFlag(&f.Reset, key, value)
 	case "down":
-		f.Down, err = strconv.ParseBool(value)
+		return setFlag(&f.Down, key, value)
 	case "partial":
-		f.Partial, err = strconv.ParseBool(value)
+		return setFlag(&f.Partial, key, value)
 	default:
 		return fmt.Errorf("unknown key %q: want one of path, method, count, latency, status, hang, reset, down, gone, partial, token-ttl", key)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: cannot use %q", key, value)
 	}
+	return nil
+}
+
+// setFlag sets what stands alone in the text form, and is a truth value in JSON.
+func setFlag(to *bool, key, value string) error {
+	if value != "true" && value != "false" {
+		return fmt.Errorf("%s takes no value, got %q", key, value)
+	}
+	*to = value == "true"
 	return nil
 }
 

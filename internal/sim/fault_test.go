@@ -253,7 +253,9 @@ func TestParseFaultRefuses(t *testing.T) {
 		"hang,count=-1":          "cannot be below 0",
 		"token-ttl=0s":           `token-ttl: cannot use "0s"`,
 		"hang,path=metadata":     `path: want a leading slash, got "metadata"`,
-		"hang=perhaps":           `hang: cannot use "perhaps"`,
+		"hang=perhaps":           `hang takes no value, got "perhaps"`,
+		"hang=1":                 `hang takes no value, got "1"`,
+		"partial=":               `partial takes no value, got ""`,
 		"reset,count=3,times=10": `unknown key "times"`,
 	} {
 		if _, err := ParseFault(text); err == nil || !strings.Contains(err.Error(), want) {
@@ -266,6 +268,7 @@ func TestFaultJSONRefuses(t *testing.T) {
 	for text, want := range map[string]string{
 		`{"status":"x"}`:              `status: cannot use "x"`,
 		`{"status":null}`:             "cannot use",
+		`{"down":1}`:                  `down takes no value, got "1"`,
 		`{"status":429,"more":1}`:     `unknown key "more"`,
 		`{"status":429.5}`:            `status: cannot use "429.5"`,
 		`{}`:                          "it does nothing",

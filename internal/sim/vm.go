@@ -49,7 +49,7 @@ func DefaultVM() *VM {
 func LoadVM(path string) (*VM, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("read instance file: %w", err)
+		return nil, err // names the file
 	}
 	return ParseVM(path, data)
 }
