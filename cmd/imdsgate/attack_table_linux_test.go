@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"imdsgate/internal/audit"
+	"imdsgate/internal/bpf"
 	"imdsgate/internal/workload"
 )
 
@@ -54,7 +55,7 @@ func attacks() []attack {
 		{name: "macvlan_bound_to_device", from: "macvlan", do: "call -device eth0 tcp 169.254.169.254:80", stopped: byUplink},
 		{name: "macvlan_wireserver", from: "macvlan", do: "call tcp 168.63.129.16:80", stopped: byUplink},
 		{name: "macvlan_frame_of_another_type", from: "macvlan", do: "frame -to {fabric} -type 0x88b5 169.254.169.254:80", stopped: byUplink},
-		{name: "macvlan_source_of_the_host_forged", from: "macvlan", do: "packet -source {host} 169.254.169.254:80", stopped: byTheWayBack},
+		{name: "macvlan_source_of_the_host_forged", from: "macvlan", do: "packet -source {host} 169.254.169.254:80", stopped: bySocketOrTheWayBack},
 	}
 	return append(rows, hostAttacks()...)
 }
@@ -168,6 +169,20 @@ func byNothing(_ context.Context, _ *attackBench, o outcome) (string, error) {
 		return "", fmt.Errorf("no answer: %+v", o.did)
 	}
 	return fmt.Sprintf("nothing, as it should: answered by %s", o.Said), nil
+}
+
+// bySocketOrTheWayBack: the program on the uplink has refused it, where the kernel
+// tells it who made a packet.
+func bySocketOrTheWayBack(ctx context.Context, b *attackBench, o outcome) (string, error) {
+	e, err := bpf.LoadEgress(bpf.EgressRules{HostNetns: b.VM.NS.ID().Cookie})
+	if err != nil {
+		return "", err
+	}
+	defer e.Close()
+	if e.Cookie() {
+		return byUplink(ctx, b, o)
+	}
+	return byTheWayBack(ctx, b, o)
 }
 
 // byTheWayBack: the guard takes the packet for the host's, and so does the fabric,

@@ -3,8 +3,8 @@
 // SPDX-License-Identifier: (MIT OR GPL-2.0)
 //
 // egress stands on the devices that lead to the metadata service, and refuses
-// packets to it that do not carry one of the host's own addresses as their
-// source. It sees what the forward hook never does: macvlan and bridged
+// packets to it that no socket of the host has made, or that do not carry one of
+// the host's own addresses as their source. It sees what the forward hook never does: macvlan and bridged
 // neighbours of the uplink, packets that an eBPF CNI redirects.
 //
 // The frame is read from its first byte on. skb->protocol and the header offsets
@@ -35,6 +35,10 @@
 #define MAX_TAGS 2		   // VLAN tags that are looked behind
 #define MAX_GUARDED 16
 #define MAX_OWN 65536 // kube-proxy with IPVS gives the host thousands of addresses
+
+// Cookie of the host's network namespace; 0: not known, or the kernel does not tell
+// (the helper is there for such programs from about Linux 6.15 on).
+volatile const __u64 host_netns;
 
 // An address in network byte order, IPv4 as ::ffff:a.b.c.d.
 struct address {
@@ -104,14 +108,26 @@ static __always_inline void read_port(struct __sk_buff *skb, __u32 at, struct pa
 		p->port.number = 0;
 }
 
-static __always_inline int judge(struct packet *p)
+// Whether a socket of the host has made the packet. A packet keeps its socket on a
+// macvlan and through a bridge, and loses it where it is forwarded: what the host
+// masquerades is not the host's. Without a socket the helper would tell of the
+// initial namespace.
+static __always_inline int made_by_host(struct __sk_buff *skb)
+{
+	if (!host_netns)
+		return 1;
+	return skb->sk && bpf_get_netns_cookie(skb) == host_netns;
+}
+
+static __always_inline int judge(struct __sk_buff *skb, struct packet *p)
 {
 	__u32 *what = bpf_map_lookup_elem(&guarded, &p->to);
 	// Somebody else's traffic.
 	if (!what)
 		return PASS;
-	// The host's, or masqueraded by it: then the forward hook has seen it.
-	if (bpf_map_lookup_elem(&own, &p->from))
+	// The host's. Where the kernel does not tell who made it, it may also be
+	// masqueraded: then the forward hook has seen it.
+	if (made_by_host(skb) && bpf_map_lookup_elem(&own, &p->from))
 		return PASS;
 	if (*what == WIRESERVER) {
 		// DNS on UDP and TCP 53, and whatever else is not TCP.
@@ -141,7 +157,7 @@ static __always_inline int judge4(struct __sk_buff *skb, __u32 at)
 		.fragment = (h.frag_off & FRAGMENT) != 0,
 	};
 	read_port(skb, at + 4 * h.ihl, &p);
-	return judge(&p);
+	return judge(skb, &p);
 }
 
 static __always_inline int judge6(struct __sk_buff *skb, __u32 at)
@@ -155,7 +171,7 @@ static __always_inline int judge6(struct __sk_buff *skb, __u32 at)
 	__builtin_memcpy(&p.from, &h.saddr, sizeof(p.from));
 	__builtin_memcpy(&p.to, &h.daddr, sizeof(p.to));
 	read_port(skb, at + sizeof(h), &p);
-	return judge(&p);
+	return judge(skb, &p);
 }
 
 // For devices whose frames begin with an Ethernet header.

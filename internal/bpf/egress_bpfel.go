@@ -34,6 +34,7 @@ const (
 	egressMapRefused        = "refused"
 	egressProgImdsgateEther = "imdsgate_ether"
 	egressProgImdsgateIp    = "imdsgate_ip"
+	egressVarHostNetns      = "host_netns"
 )
 
 // loadEgress returns the embedded CollectionSpec for egress.
@@ -96,6 +97,7 @@ type egressMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type egressVariableSpecs struct {
+	HostNetns *ebpf.VariableSpec `ebpf:"host_netns"`
 }
 
 // egressObjects contains all objects after they have been loaded into the kernel.
@@ -137,6 +139,7 @@ func (m *egressMaps) Close() error {
 //
 // It can be passed to loadEgressObjects or ebpf.CollectionSpec.LoadAndAssign.
 type egressVariables struct {
+	HostNetns *ebpf.Variable `ebpf:"host_netns"`
 }
 
 // egressPrograms contains all programs after they have been loaded into the kernel.

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
@@ -29,6 +30,10 @@ type EgressRules struct {
 	Addresses  []netip.Addr // of the metadata service, at most 15
 	OpenPorts  []EgressPort // of these addresses, at most 16
 	WireServer netip.Addr   // TCP 80 and 32526 are refused; the zero Addr: none
+
+	// HostNetns is the cookie of the host's network namespace: only what a socket
+	// made there passes as the host's. 0: the source address alone decides.
+	HostNetns uint64
 }
 
 // Device is a network device that leads to the metadata service.
@@ -49,9 +54,10 @@ type Device struct {
 // BPF_PROG_ATTACH and not by a link it stays until the device goes. clsact with a
 // cls_bpf filter is for older kernels, and stays as well.
 type Egress struct {
-	c    *ebpf.Collection
-	hook hook
-	host map[netip.Addr]bool
+	c      *ebpf.Collection
+	hook   hook
+	host   map[netip.Addr]bool
+	cookie bool
 }
 
 // hook is where a program is attached to a device. Its methods act in the network
@@ -64,23 +70,47 @@ type hook interface {
 }
 
 // LoadEgress loads the program and fills in the rules. It refuses nothing before
-// SetHost and Ensure were called. Errors: ErrNotSupported (needs Linux 5.4),
+// SetHost and Ensure were called. Where the kernel does not tell such programs who
+// made a packet, it is loaded as if HostNetns were 0; Cookie tells. Errors: ErrNotSupported (needs Linux 5.4),
 // os.ErrPermission (needs CAP_BPF and CAP_NET_ADMIN).
 func LoadEgress(r EgressRules) (*Egress, error) {
 	spec, err := loadEgress()
 	if err != nil {
 		return nil, err
 	}
-	c, err := ebpf.NewCollection(spec)
+	e := &Egress{hook: bestHook(), host: make(map[netip.Addr]bool), cookie: r.HostNetns != 0}
+	if e.cookie {
+		e.c, err = newEgress(spec, r.HostNetns)
+	}
+	if !e.cookie || err != nil {
+		e.cookie = false
+		e.c, err = newEgress(spec, 0)
+	}
 	if err != nil {
 		return nil, classify("egress program", "Linux 5.4", err)
 	}
-	e := &Egress{c: c, hook: bestHook(), host: make(map[netip.Addr]bool)}
 	if err := e.fill(r); err != nil {
-		c.Close()
+		e.c.Close()
 		return nil, fmt.Errorf("egress program: %w", err)
 	}
 	return e, nil
+}
+
+// newEgress loads a copy of spec. Without a cookie nothing calls the helper for it,
+// and its call is taken out: before Linux 5.5 the verifier does not see that.
+func newEgress(spec *ebpf.CollectionSpec, hostNetns uint64) (*ebpf.Collection, error) {
+	spec = spec.Copy()
+	if err := spec.Variables[egressVarHostNetns].Set(hostNetns); err != nil {
+		return nil, err
+	}
+	for _, p := range spec.Programs {
+		for i, ins := range p.Instructions {
+			if hostNetns == 0 && ins.IsBuiltinCall() && ins.Constant == int64(asm.FnGetNetnsCookie) {
+				p.Instructions[i] = asm.Mov.Imm(asm.R0, 0).WithMetadata(ins.Metadata)
+			}
+		}
+	}
+	return ebpf.NewCollection(spec)
 }
 
 // bestHook asks the kernel about lo, which is device 1 of every namespace.
@@ -152,6 +182,10 @@ func (e *Egress) SetHost(addrs []netip.Addr) (changed bool, err error) {
 
 // Hook names the kernel's hook in use: "tcx" or "clsact".
 func (e *Egress) Hook() string { return e.hook.name() }
+
+// Cookie reports whether the program tells the host's packets by where they were
+// made, and not by their source address alone.
+func (e *Egress) Cookie() bool { return e.cookie }
 
 // Ensure sees to it that the program is attached to a device of the calling
 // thread's network namespace, before all others there, and that no earlier one of

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"imdsgate/internal/bpf"
+	"imdsgate/internal/netns"
 	"imdsgate/internal/testnet"
 )
 
@@ -18,14 +19,21 @@ var (
 	wire  = netip.MustParseAddr(testnet.WireServer)
 )
 
-// loadEgress loads the program with the rules of a cloud that has everything.
+// loadEgress loads the program with the rules of a cloud that has everything, and
+// no cookie: the source address alone decides.
 func loadEgress(t *testing.T, host ...netip.Addr) *bpf.Egress {
+	t.Helper()
+	return loadEgressOf(t, 0, host...)
+}
+
+func loadEgressOf(t *testing.T, hostNetns uint64, host ...netip.Addr) *bpf.Egress {
 	t.Helper()
 	testnet.Require(t, testnet.BPF)
 	e, err := bpf.LoadEgress(bpf.EgressRules{
 		Addresses:  []netip.Addr{imds4, imds6},
 		OpenPorts:  []bpf.EgressPort{{Protocol: unix.IPPROTO_UDP, Number: 123}, {Protocol: unix.IPPROTO_TCP, Number: 53}},
 		WireServer: wire,
+		HostNetns:  hostNetns,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -213,6 +221,51 @@ func TestEgressHostAddresses(t *testing.T) {
 				t.Errorf("host is %v: packet from %s refused %v, %v", tc.host, from, got, err)
 			}
 		}
+	}
+}
+
+// TestEgressHostNamespace: the host's address is not enough where the kernel tells
+// who made a packet, and a socket of the host is not either.
+func TestEgressHostNamespace(t *testing.T) {
+	here, err := netns.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer here.Close()
+	// The frames that are judged belong to a socket of the calling thread's namespace.
+	cookie := here.ID().Cookie
+	for _, tc := range []struct {
+		name    string
+		netns   uint64
+		p       packet
+		refused string
+	}{
+		{"host_itself", cookie, packet{from: host4, to: testnet.IMDS4, protocol: tcp, port: 80}, ""},
+		{"host_itself_ipv6", cookie, packet{from: host6, to: testnet.IMDS6, protocol: tcp, port: 80}, ""},
+		{"foreign_source_by_the_host", cookie, packet{from: pod4, to: testnet.IMDS4, protocol: tcp, port: 80}, "imds"},
+		{"host_address_from_elsewhere", cookie + 1, packet{from: host4, to: testnet.IMDS4, protocol: tcp, port: 80}, "imds"},
+		{"host_address_from_elsewhere_ipv6", cookie + 1, packet{from: host6, to: testnet.IMDS6, protocol: tcp, port: 80}, "imds"},
+		{"host_address_from_elsewhere_to_the_wireserver", cookie + 1, packet{from: host4, to: testnet.WireServer, protocol: tcp, port: 80}, "wireserver"},
+		{"host_address_from_elsewhere_to_dns", cookie + 1, packet{from: host4, to: testnet.WireServer, protocol: udp, port: 53}, ""},
+		{"host_address_from_elsewhere_to_an_open_port", cookie + 1, packet{from: host4, to: testnet.IMDS4, protocol: udp, port: 123}, ""},
+		{"host_address_from_elsewhere_to_elsewhere", cookie + 1, packet{from: host4, to: "169.254.169.253", protocol: tcp, port: 80}, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			e := loadEgressOf(t, tc.netns, netip.MustParseAddr(host4), netip.MustParseAddr(host6))
+			if !e.Cookie() {
+				t.Skip("needs a kernel that tells who made a packet (Linux 6.15)")
+			}
+			ip := tc.p.bytes()
+			proto := uint16(unix.ETH_P_IP)
+			if ip[0]>>4 == 6 {
+				proto = unix.ETH_P_IPV6
+			}
+			judge(t, e, "ether", "ether", ether(proto, ip), tc.refused)
+			judge(t, e, "no_ethernet", "none", ip, tc.refused)
+		})
+	}
+	if loadEgress(t).Cookie() {
+		t.Error("without a cookie: the program says that it has one")
 	}
 }
 

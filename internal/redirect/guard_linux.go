@@ -24,10 +24,12 @@ var ErrGuardOwned = errors.New("another process owns the guard's table")
 //   - a table of ours, inet imdsgate, that drops what is forwarded to the metadata
 //     service. It drops and never rejects: a dropped SYN is sent again, and then
 //     finds the listener that was a little late. There is no exception, so none can
-//     be forged: what may pass starts on the host itself.
+//     be forged: what may pass starts on the host itself. From there it drops what
+//     carries a source that is not the host's: ipvlan L3 sends by the host's output.
 //   - a program on the egress side of the devices that lead there, which refuses
-//     whatever does not carry one of the host's own addresses: macvlan and bridged
-//     neighbours of the uplink never pass the forward hook.
+//     whatever no socket of the host has made, where the kernel tells, or does not
+//     carry one of the host's own addresses: macvlan and bridged neighbours of the
+//     uplink never pass the forward hook.
 //
 // Every packet is judged, not every connection: one that was open before the guard
 // came hears nothing more, and conntrack entries need not be flushed. The one thing
@@ -40,6 +42,8 @@ type Guard struct {
 	host  *netns.Handle
 	rules GuardRules
 	log   *slog.Logger
+
+	cookie uint64 // of the host's namespace; 0 where the program must do without
 
 	mu      sync.Mutex
 	flags   uint32        // that the table is asked for
@@ -65,6 +69,7 @@ type GuardStatus struct {
 	Table   string   // TableOwned or TablePlain; "" when there is none
 	Hook    string   // that holds the program, "tcx" or "clsact"; "" when there is none
 	NoHook  string   // why there is none, a line; "" before Apply
+	Cookie  bool     // it tells the host's packets by where they were made (Linux 6.15), not by their source alone
 	Devices []string // that have the program, by name
 	Repairs int      // how often something had to be put right since Apply
 }
@@ -79,7 +84,7 @@ func NewGuard(host *netns.Handle, rules GuardRules, log *slog.Logger) (*Guard, e
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Guard{host: host, rules: rules, log: log, flags: ownerPersist}, nil
+	return &Guard{host: host, rules: rules, log: log, cookie: host.ID().Cookie, flags: ownerPersist}, nil
 }
 
 // Apply raises the guard, in place of what an earlier one has left. The table
@@ -216,7 +221,7 @@ func guardError(err error) error {
 }
 
 // Counters is how many packets were refused, by where and what: forward_imds,
-// forward_wireserver and host for the table, uplink_imds and uplink_wireserver for
+// forward_wireserver, forward_source_route, output_foreign and host for the table, uplink_imds and uplink_wireserver for
 // the program. The table's go on when it is rebuilt or taken over, the program's
 // begin with each Guard.
 func (g *Guard) Counters() (map[string]uint64, error) {
@@ -252,7 +257,7 @@ func (g *Guard) Status() GuardStatus {
 		s.NoHook = firstLine(g.noBPF)
 	}
 	if g.egress != nil {
-		s.Hook = g.egress.Hook()
+		s.Hook, s.Cookie = g.egress.Hook(), g.egress.Cookie()
 	}
 	for _, d := range g.devices {
 		s.Devices = append(s.Devices, d.Name)

@@ -100,6 +100,7 @@ const (
 	countWire = "forward_wireserver"
 	countHost = "host"
 	countVia  = "forward_source_route"
+	countFrom = "output_foreign"
 )
 
 // ruleset builds the table's contents:
@@ -112,6 +113,8 @@ const (
 //	  ip daddr 168.63.129.16 ip protocol tcp ip frag-off & 0x3fff != 0 counter name forward_wireserver drop
 //	  ip daddr 168.63.129.16 tcp dport 80 counter name forward_wireserver drop
 //	  ip daddr 168.63.129.16 tcp dport 32526 counter name forward_wireserver drop }
+//	chain output { type filter hook output priority filter; policy accept;
+//	  … the same matches … fib saddr type != local counter name output_foreign drop }
 //
 // and with HostRules:
 //
@@ -124,8 +127,11 @@ const (
 // is reached, and at priority -100 of output.
 func (r GuardRules) ruleset() (ruleset, error) {
 	s := ruleset{
-		counters: []string{countIMDS, countWire, countVia},
-		chains:   []chain{{name: "forward", base: true, hook: unix.NF_INET_FORWARD, priority: -300}},
+		counters: []string{countIMDS, countWire, countVia, countFrom},
+		chains: []chain{
+			{name: "forward", base: true, hook: unix.NF_INET_FORWARD, priority: -300},
+			{name: "output", base: true, hook: unix.NF_INET_LOCAL_OUT},
+		},
 	}
 	// A source-routed packet shows the next hop as its destination, and the next hop
 	// may be this host; nobody has used that in earnest for decades.
@@ -134,6 +140,12 @@ func (r GuardRules) ruleset() (ruleset, error) {
 	}
 	r.matches(func(counter string, match []expr.Any) {
 		s.add("forward", match, verdict(counter)...)
+	})
+	r.matches(func(counter string, match []expr.Any) {
+		if counter != "" {
+			match, counter = append(match, foreign()...), countFrom
+		}
+		s.add("output", match, verdict(counter)...)
 	})
 	if r.Host == nil {
 		return s, nil
@@ -262,6 +274,15 @@ func port(protocol uint8, number uint16) []expr.Any {
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{protocol}},
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(number)},
+	}
+}
+
+// foreign matches a source that is no address of the host. ipvlan L3 sends what a
+// container made by the host's output, and only behind it is it masqueraded.
+func foreign() []expr.Any {
+	return []expr.Any{
+		&expr.Fib{Register: 1, FlagSADDR: true, ResultADDRTYPE: true},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
 	}
 }
 

@@ -65,7 +65,7 @@ func (g *Guard) loadEgress() bool {
 	if g.egress != nil {
 		return true
 	}
-	rules := bpf.EgressRules{Addresses: g.rules.Addresses, WireServer: g.rules.WireServer}
+	rules := bpf.EgressRules{Addresses: g.rules.Addresses, WireServer: g.rules.WireServer, HostNetns: g.cookie}
 	for _, p := range g.rules.OpenPorts {
 		rules.OpenPorts = append(rules.OpenPorts, bpf.EgressPort(p))
 	}
@@ -73,6 +73,9 @@ func (g *Guard) loadEgress() bool {
 		g.egress, err = bpf.LoadEgress(rules)
 		return err
 	})
+	if err == nil && !g.egress.Cookie() {
+		g.log.Warn("guard: this kernel does not tell who made a packet, its source address has to do (needs Linux 6.15)")
+	}
 	if err != nil {
 		g.noBPF = fmt.Errorf("guard: %w", err)
 	}
