@@ -91,7 +91,7 @@ func raiseGuard(f agentFlags, host *redirect.HostRules, log *slog.Logger) (*guar
 		ns.Close()
 		return nil, guardError(err, lacking)
 	}
-	log.Info("guard", "table", st.Table, "hook", st.Hook, "devices", st.Devices)
+	log.Info("guard", "table", st.Table, "hook", st.Hook, "cookie", st.Cookie, "devices", st.Devices)
 	return &guard{g, ns}, nil
 }
 
@@ -101,7 +101,7 @@ func guardError(err error, lacking bool) error {
 		return withHint(fmt.Errorf("guard: %w", err), "stop the other agent on this host, or run this one with --guard=off")
 	case lacking:
 		return withHint(unsupported("guard: %v", err),
-			"--guard=table does without the program on the uplink, --guard=off without any: containers can then go around the gate")
+			"--guard=table does without the program on the uplink, --guard=off without any: containers can then go around the gate. What could be raised stands: --uninstall takes it away")
 	}
 	return fmt.Errorf("guard: %w", err)
 }
@@ -111,34 +111,40 @@ func (g *guard) close() {
 	g.host.Close()
 }
 
-// uninstall takes everything back: what a proxy still holds, what is left in the
-// network namespaces of containers, the guard, the socket.
+// uninstall takes everything back: the guard first, since that tells whether another
+// agent lives on this host, then what a proxy still holds, what is left in the
+// network namespaces of containers, the fence's cgroup, the socket. What fails does
+// not keep the rest from being done.
 func uninstall(e *env, f agentFlags, log *slog.Logger) error {
-	l, err := openSocket(f)
+	paths, err := sweepPaths(f)
 	if err != nil {
 		return err
 	}
 	r, err := redirect.New(redirect.Method(f.method))
 	if err != nil {
-		l.Close()
 		return captureError("agent", err)
+	}
+	l, err := openSocket(f)
+	if err != nil {
+		return err
+	}
+	if err := removeGuard(log); err != nil {
+		l.Close()
+		return err
 	}
 	ctx, done := context.WithCancel(e.ctx)
 	defer done()
 	sources := make(chan agent.Source, 1)
 	sources <- nothing{}
 	a := &agent.Agent{Socket: l, Redirector: r, Sources: sources, Dial: dialNothing, Log: log, Ready: func(int) { done() }}
-	if err := a.Run(ctx); err != nil {
-		return err
-	}
-	paths, err := sweepPaths(f)
-	if err != nil {
-		return err
-	}
+	errs := []error{a.Run(ctx)}
 	swept, err := agent.Sweep(r, paths)
-	if err != nil {
-		return err
-	}
+	errs = append(errs, err, agent.RemoveFence(fenceName(f.socket)), removeIfThere(f.socket), removeIfThere(f.socket+".lock"))
+	log.Info("uninstalled", "namespaces_looked_at", swept)
+	return errors.Join(errs...)
+}
+
+func removeGuard(log *slog.Logger) error {
 	host, err := netns.Current()
 	if err != nil {
 		return err
@@ -149,11 +155,15 @@ func uninstall(e *env, f agentFlags, log *slog.Logger) error {
 		return err
 	}
 	defer g.Close()
-	if err := g.Remove(); err != nil {
-		return guardError(err, errors.Is(err, os.ErrPermission))
+	switch err := g.Remove(); {
+	case errors.Is(err, redirect.ErrGuardOwned):
+		return withHint(fmt.Errorf("guard: %w: nothing was taken back", err),
+			"an agent is running on this host, with another --socket: stop it first, and give its --socket")
+	case errors.Is(err, os.ErrPermission):
+		return withHint(unsupported("guard: %v", err), "run it as root")
+	default:
+		return err
 	}
-	log.Info("uninstalled", "namespaces_looked_at", swept)
-	return errors.Join(removeIfThere(f.socket), removeIfThere(f.socket+".lock"))
 }
 
 // sweepPaths lists the namespaces that an agent with these flags may have steered:

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,6 +21,7 @@ import (
 	"imdsgate/internal/bpf"
 	"imdsgate/internal/handover"
 	"imdsgate/internal/redirect"
+	"imdsgate/internal/route"
 )
 
 // guardInterval is how often the guard is looked at, beside what the kernel tells.
@@ -92,7 +94,7 @@ The list:
 	fl.StringVar(&f.method, "method", "auto", "capture method: auto, sklookup or nftables")
 	fl.StringVar(&f.upstream, "upstream", defaultUpstream, "the metadata service, as this host reaches it")
 	fl.StringVar(&f.fence, "fence", "require", "fence around handed-over sockets: require, or off")
-	fl.StringVar(&f.guard, "guard", "require", "guard against ways around the gate: require, table (no program on the uplink), or off")
+	fl.StringVar(&f.guard, "guard", "require", "guard against ways around the gate: require, table (do without the program on the uplink where it cannot be had), or off")
 	fl.StringArrayVar(&f.guardHost, "guard-host", nil, "processes of the host that may call the service, others may not: uid:NUMBER or cgroup:/PATH (repeatable)")
 	fl.BoolVar(&f.uninstall, "uninstall", false, "take back everything, also what a dead agent has left, and end")
 	fl.IntVar(&f.proxyUID, "proxy-uid", 65534, "user id that the proxy runs as; nobody else but the agent's own may connect")
@@ -167,12 +169,14 @@ func runAgent(e *env, f agentFlags) error {
 	}
 	a := &agent.Agent{
 		Socket: l, Redirector: r, Sources: src.out, Interval: f.interval, Log: log,
-		Dial: dialer(upstream), Upstream: upstream,
+		Dial: dialer(upstream, log), Upstream: upstream,
 		Ready: func(n int) {
 			log.Info("ready", "attached", n, "method", r.Method(), "socket", f.socket, "upstream", upstream, "pid", os.Getpid())
-			notifyReady(e.getenv)
 		},
 	}
+	// Nobody gets past from here on. The rest may have to wait for an engine that
+	// waits for us: a service manager starts it after this.
+	notifyReady(e.getenv)
 	g, ctx := errgroup.WithContext(e.ctx)
 	if guard != nil {
 		defer guard.close()
@@ -197,12 +201,21 @@ func raiseFence(f agentFlags, upstream netip.AddrPort, log *slog.Logger) (lower 
 	return func() { fence.Close() }, nil
 }
 
-// dialer opens connections to the one address, from this process's namespace. They
-// end with a reset: whoever leaves first keeps no port of the host busy.
-func dialer(to netip.AddrPort) func(context.Context) (net.Conn, error) {
+// dialer opens connections to the one address, from this process's namespace, if
+// that still leads out of this machine. They end with a reset: whoever leaves first
+// keeps no port of the host busy.
+func dialer(to netip.AddrPort, log *slog.Logger) func(context.Context) (net.Conn, error) {
 	d := &net.Dialer{Timeout: 5 * time.Second}
 	d.SetMultipathTCP(false)
+	var warned atomic.Bool
 	return func(ctx context.Context) (net.Conn, error) {
+		if err := route.Check(to.Addr()); err != nil {
+			if !warned.Swap(true) {
+				log.Error("the metadata service is not asked: somebody else would answer", "error", err)
+			}
+			return nil, err
+		}
+		warned.Store(false)
 		c, err := d.DialContext(ctx, "tcp", to.String())
 		if err != nil {
 			return nil, err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"imdsgate/internal/agent"
 	"imdsgate/internal/bpf"
 	"imdsgate/internal/netns"
 	"imdsgate/internal/testnet"
@@ -84,15 +86,26 @@ func TestUninstall(t *testing.T) {
 	if e.hostState(t) == hostBefore || state(t, web) == webBefore {
 		t.Fatal("the comparison does not see what the agent does")
 	}
-	if err := e.Agent.Stop(); err != nil {
-		t.Fatal(err)
+	// Not while an agent lives, whatever socket is named; and not with a list that
+	// cannot be read: nothing is taken back then.
+	for _, tc := range []struct{ name, want, flag, value string }{
+		{"its_socket", "another agent is running", "--socket", e.Socket()},
+		{"another_socket", "an agent is running on this host, with another --socket", "--socket", e.Socket() + "2"},
+		{"no_such_list", "--workloads", "--workloads", "/nonexistent"},
+	} {
+		if out, err := e.uninstall(t, "--socket", e.Socket()+"3", tc.flag, tc.value); err == nil || !strings.Contains(out, tc.want) {
+			t.Errorf("%s: %v: %s", tc.name, err, out)
+		}
+		if a := e.call(t, "web"); a.Status != 200 {
+			t.Errorf("%s: not steered any more: %+v", tc.name, a)
+		}
 	}
-	p, err := e.Spawn(e.VM.NS, "uninstall", exec.Command(e.Binary, "agent", "--uninstall", "--socket", e.Socket(), "--netns-dir", e.docker.NetnsDir(), "--log-json"))
-	if err != nil {
-		t.Fatal(err)
+	e.Agent.Kill() // leaves its cgroup, too
+	if out, err := e.uninstall(t, "--socket", e.Socket()); err != nil {
+		t.Fatalf("uninstall: %v: %s", err, out)
 	}
-	if err := p.Wait(); err != nil {
-		t.Fatalf("uninstall: %v: %s", err, p.Output())
+	if left := cgroupsNamed(t, fenceName(e.Socket())); len(left) != 0 {
+		t.Errorf("cgroups are left: %v", left)
 	}
 	if err := e.Proxy.Stop(); err != nil { // its connections to the service carry the fence
 		t.Error(err)
@@ -115,6 +128,30 @@ func TestUninstall(t *testing.T) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+}
+
+func (e *engine) uninstall(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	args = append([]string{"agent", "--uninstall", "--netns-dir", e.docker.NetnsDir(), "--log-json"}, args...)
+	p, err := e.Spawn(e.VM.NS, "uninstall", exec.Command(e.Binary, args...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = p.Wait()
+	return p.Output(), err
+}
+
+func cgroupsNamed(t *testing.T, name string) []string {
+	t.Helper()
+	own, err := agent.OwnCgroup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	left, err := filepath.Glob(filepath.Join(own, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return left
 }
 
 func state(t *testing.T, ns *netns.Handle) string {

@@ -167,7 +167,7 @@ func (a *Agent) hearLost(id uint64) {
 		a.backoff[k] = a.backoff[k].next(time.Now())
 		a.proxy.Detach(e.id)
 		e.handed = false
-		a.note(map[string]error{e.name(): a.handOver(e)})
+		a.noteOne(e.name(), a.handOver(e))
 	}
 }
 
@@ -263,7 +263,6 @@ func (a *Agent) welcome(ctx context.Context, x arrival) {
 // announce tells the proxy of everything that it should hold; it lets go of
 // everything else.
 func (a *Agent) announce(kept map[uint64]bool) {
-	trouble := make(map[string]error)
 	for _, e := range a.held {
 		var err error
 		switch {
@@ -275,12 +274,9 @@ func (a *Agent) announce(kept map[uint64]bool) {
 			err = a.proxy.Attach(e.handover())
 			e.handed = err == nil
 		}
-		if err != nil {
-			trouble[e.name()] = err
-		}
+		a.noteOne(e.name(), err)
 	}
 	a.proxy.Sync(a.Upstream)
-	a.note(trouble)
 }
 
 func (a *Agent) byID(id uint64) *entry {

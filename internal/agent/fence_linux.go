@@ -115,6 +115,23 @@ func (f *Fence) leave() error {
 	return unix.Rmdir(f.dir)
 }
 
+// RemoveFence removes the cgroup that a fence of this name was raised on, if it is
+// there and empty: what an agent has left that was killed.
+func RemoveFence(name string) error {
+	own, err := ownCgroup()
+	if errors.Is(err, ErrNoCgroup) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	err = unix.Rmdir(filepath.Join(own, name))
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) {
+		return fmt.Errorf("fence: remove cgroup %s: %w", name, err)
+	}
+	return nil
+}
+
 // OwnCgroup is the directory of this process's cgroup v2: after RaiseFence, the
 // agent's. Errors: ErrNoCgroup.
 func OwnCgroup() (string, error) { return ownCgroup() }

@@ -219,6 +219,13 @@ func (a *Agent) repair() {
 	}
 }
 
+// noteOne logs a trouble that is not of a reconcile, and forgets none.
+func (a *Agent) noteOne(id string, err error) {
+	if err != nil {
+		a.Log.Warn("workload not handed over", "workload", id, "error", err)
+	}
+}
+
 // note logs each trouble once, for as long as it lasts.
 func (a *Agent) note(trouble map[string]error) {
 	last := make(map[string]bool, len(trouble))

@@ -112,6 +112,15 @@ func (c *conn) close() error { return c.c.Close() }
 // side must read: a write that does not get through ends the connection, so that
 // nobody waits behind it for a second one.
 func (c *conn) send(m *message, fds ...syscall.Conn) error {
+	err := c.write(m, fds...)
+	if err != nil && !errors.Is(err, ErrTooLarge) {
+		c.close()
+	}
+	return err
+}
+
+// write is send without the end of the connection.
+func (c *conn) write(m *message, fds ...syscall.Conn) error {
 	b, err := json.Marshal(m)
 	if err != nil {
 		return err
@@ -128,9 +137,6 @@ func (c *conn) send(m *message, fds ...syscall.Conn) error {
 			oob = unix.UnixRights(raw...)
 		}
 		_, _, err := c.c.WriteMsgUnix(b, oob, nil)
-		if err != nil {
-			c.close()
-		}
 		return err
 	})
 }

@@ -166,6 +166,11 @@ func (c *Client) session(ctx context.Context) (met bool, err error) {
 	stop := context.AfterFunc(ctx, func() { conn.close() })
 	defer stop()
 	if err := c.hello(conn); err != nil {
+		// An agent that does not want this proxy says so, and hangs up, before it hears
+		// anything.
+		if m, files, rerr := conn.recv(); rerr == nil {
+			err = c.handle(m, files)
+		}
 		return false, err
 	}
 	c.connected(conn)
@@ -192,11 +197,11 @@ func (c *Client) hello(conn *conn) error {
 			c.release(id)
 		}
 	}
-	if err := conn.send(&message{Type: typeHello, Version: protocolVersion, Count: len(c.held)}); err != nil {
+	if err := conn.write(&message{Type: typeHello, Version: protocolVersion, Count: len(c.held)}); err != nil {
 		return err
 	}
 	for _, h := range c.held {
-		if err := conn.send(&h.message, h.fds...); err != nil {
+		if err := conn.write(&h.message, h.fds...); err != nil {
 			return err
 		}
 	}

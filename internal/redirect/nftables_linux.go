@@ -121,10 +121,10 @@ func listenerPort(f *os.File) (uint16, error) {
 	return port, kerr
 }
 
-// tablesRight reports whether the tables in the calling thread's namespace are
+// tablesRight reports whether the tables of this name in the calling thread's namespace are
 // there, each with the one rule that leads to this attachment's listener.
-func (a *Attachment) tablesRight() (bool, error) {
-	have, err := ownTables()
+func (a *Attachment) tablesRight(name string) (bool, error) {
+	have, err := tablesNamed(name)
 	if err != nil || len(have) < len(a.families()) {
 		return false, err
 	}
@@ -141,7 +141,7 @@ func (a *Attachment) tablesRight() (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		t := f.table(tableName)
+		t := f.table(name)
 		rules, err := c.GetRules(t, &nftables.Chain{Name: chainName, Table: t})
 		if errors.Is(err, unix.ENOENT) {
 			return false, nil

@@ -132,11 +132,11 @@ func (o *Own) Alive() bool { return o.a.Alive() }
 
 // Ensure puts back what is missing, and reports whether anything was.
 func (o *Own) Ensure() (repaired bool, err error) {
-	have, err := tablesNamed(ownTableName)
+	right, err := o.a.tablesRight(ownTableName)
 	if err != nil {
 		return false, err
 	}
-	if len(have) < len(o.a.families()) {
+	if !right {
 		repaired = true
 		if err := o.writeTables(); err != nil {
 			return true, err

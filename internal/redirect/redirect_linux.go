@@ -275,7 +275,7 @@ func (r *Redirector) Ensure(ns *netns.Handle, a *Attachment) (repaired bool, err
 	}
 	err = ns.Do(func() error {
 		if a.Method == NFTables {
-			right, err := a.tablesRight()
+			right, err := a.tablesRight(tableName)
 			if err != nil {
 				return err
 			}
