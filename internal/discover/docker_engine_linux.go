@@ -286,6 +286,7 @@ func (e *engine) list(ctx context.Context, ids []string) (map[string]dockerConta
 		c := dockerContainer{
 			id: s.ID, names: ownNames(s.Names), image: s.Image, labels: s.Labels,
 			mode: s.HostConfig.NetworkMode, running: s.State == "running" || s.State == "paused",
+			comes: s.State == "created" || s.State == "restarting",
 		}
 		if len(c.names) > 0 {
 			c.name = c.names[0]

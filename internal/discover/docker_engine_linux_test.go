@@ -2,6 +2,7 @@ package discover
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -184,13 +185,45 @@ func TestRealEngine(t *testing.T) {
 		b.down("web")
 		await(t, d)
 	})
+	t.Run("joiner_counts_before_it_starts", func(t *testing.T) {
+		b.up("web", "")
+		await(t, d, "found web")
+		_, err := e.Create(ctx, testnet.Box{Name: "later", Image: "box", Cmd: []string{"/box", "wait"}, Network: "container:web"})
+		b.must(err)
+		await(t, d, "found later", "found web")
+		b.down("later")
+		await(t, d, "found web")
+		id, err := e.Create(ctx, testnet.Box{Name: "short", Image: "box", Cmd: []string{"/box", "say", "hello"}, Network: "container:web", Remove: true})
+		b.must(err)
+		await(t, d, "found short", "found web")
+		b.must(e.Start(ctx, id))
+		await(t, d, "found web")
+		b.down("web")
+		await(t, d)
+	})
+	t.Run("joiner_that_opts_out_has_to_run_for_it", func(t *testing.T) {
+		b.up("web", "")
+		id, err := e.Create(ctx, testnet.Box{Name: "out", Image: "box", Cmd: []string{"/box", "wait"}, Network: "container:web", Labels: map[string]string{LabelEnable: "false"}})
+		b.must(err)
+		await(t, d, "found out", "found web")
+		b.must(e.Start(ctx, id))
+		awaitThat(t, d, func(got []string) string {
+			if len(got) != 1 || !strings.HasSuffix(got[0], ErrSharedOptOut.Error()) {
+				return fmt.Sprint(got)
+			}
+			return ""
+		})
+		b.down("out", "web")
+		await(t, d)
+	})
 	t.Run("paths_lead_to_the_containers_namespace", func(t *testing.T) {
 		id := b.up("web", "")
 		await(t, d, "found web")
 		inode, err := netns.Inode(only(t, d, "web").Netns)
 		b.must(err)
-		chains := scanProcesses("/proc", map[uint64]bool{inode: true})
-		if got := outermost(chains[inode], func(string) bool { return true }); len(got) != 1 || got[0] != id {
+		chains, err := scanProcesses("/proc", map[uint64]bool{inode: true})
+		b.must(err)
+		if got := sightOf(chains[inode], func(string) bool { return true }).ids; len(got) != 1 || got[0] != id {
 			t.Errorf("in the namespace are %v, want %s", got, id)
 		}
 		b.down("web")
@@ -250,6 +283,54 @@ func TestEngineRestartEndsContainers(t *testing.T) {
 	await(t, d)
 	b.must(e.Start(ctx, "web"))
 	await(t, d, "found web")
+}
+
+// TestCgroupParentIsNoName has a container choose a cgroup whose path has the id of
+// another one in it.
+func TestCgroupParentIsNoName(t *testing.T) {
+	testnet.Require(t, testnet.Namespaces, testnet.DockerEngine)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	e := startDocker(t, ctx)
+	b := boxes{t, ctx, e}
+	d := &Docker{Host: e.Host(), NetnsDirs: []string{e.NetnsDir()}}
+	runDocker(t, d)
+	victim := b.up("victim", "")
+	await(t, d, "found victim")
+	for _, name := range []string{victim, "docker-" + victim + ".scope"} {
+		id, err := e.Create(ctx, testnet.Box{Name: "thief", Image: "box", Cmd: []string{"/box", "wait"}, CgroupParent: "/imdsgate-any/x/" + name})
+		b.must(err)
+		b.must(e.Start(ctx, id))
+		awaitThat(t, d, func(got []string) string {
+			found, missing := d.Find()
+			owned := 0
+			for _, f := range found {
+				if f.Workload.ID == workload.ID("docker:"+victim) {
+					owned++
+				}
+			}
+			if owned != 1 {
+				t.Fatalf("%s: the victim is listed %d times: %v", name, owned, got)
+			}
+			if len(missing) != 1 {
+				return fmt.Sprint(got)
+			}
+			if diff := cmp.Diff([]string{"found ?", "found victim"}, got[:2]); diff != "" || !errors.Is(missing[0].Err, ErrAmbiguous) {
+				return fmt.Sprint(diff, missing)
+			}
+			return ""
+		})
+		late := &Docker{Host: e.Host(), NetnsDirs: []string{e.NetnsDir()}} // finds both there
+		runDocker(t, late)
+		awaitThat(t, late, func(got []string) string {
+			if len(got) != 3 {
+				return fmt.Sprint(got)
+			}
+			return cmp.Diff([]string{"found ?", "found victim"}, got[:2])
+		})
+		b.down("thief")
+		await(t, d, "found victim")
+	}
 }
 
 // starts notes when namespaces were first listed, and when workloads were named.

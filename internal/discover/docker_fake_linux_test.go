@@ -249,6 +249,27 @@ func TestEventsAreFollowed(t *testing.T) {
 	}
 }
 
+// TestJoinerCountsFromItsCreation has the engine tell of a joiner, no process of
+// which is ever seen.
+func TestJoinerCountsFromItsCreation(t *testing.T) {
+	f := newFakeEngine(t)
+	f.change(monitorID, nil)
+	f.change(sidecarID, func(c map[string]any) { c["State"] = "exited" })
+	f.start(t)
+	d := &Docker{Host: f.host(), NetnsDirs: []string{t.TempDir()}}
+	runDocker(t, d)
+	d.update(func(v *view) { v.spaces["/n/1"] = &space{inode: 1, seen: time.Now(), owners: []string{webID}} })
+	await(t, d, "found web")
+	for _, state := range []string{"created", "running", "paused", "restarting"} {
+		f.change(sidecarID, func(c map[string]any) { c["State"] = state })
+		f.say(t, "create", sidecarID)
+		await(t, d, "found sidecar", "found web")
+		f.change(sidecarID, func(c map[string]any) { c["State"] = "exited" })
+		f.say(t, "create", sidecarID)
+		await(t, d, "found web")
+	}
+}
+
 // TestHangingEngine has an engine accept connections and say nothing: as good as
 // away, for as long as it takes.
 func TestHangingEngineDoesNotHoldUpTheEnd(t *testing.T) {

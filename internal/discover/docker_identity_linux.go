@@ -30,30 +30,37 @@ func (e *engine) identify(ctx context.Context) error {
 	if proc == "" {
 		proc = "/proc"
 	}
-	chains := scanProcesses(proc, inodes)
+	chains, err := scanProcesses(proc, inodes)
 	took := time.Since(start)
-	// The container that counts may be one that we have not heard of, before one
-	// that we know: ask first, judge then.
+	if waiting {
+		defer func() { e.look.Reset(e.nextPause(took)) }()
+	}
+	if err != nil { // who was found stays
+		e.Log.Warn("processes cannot be looked at", "error", err)
+		e.update(func(*view) {})
+		return nil
+	}
+	// Beside one that we know there may be one that we have not heard of: ask first,
+	// judge then.
 	if unknown := e.unknown(chains); len(unknown) > 0 {
 		if err := e.refresh(ctx, unknown); err != nil {
 			return err
 		}
 	}
 	e.update(func(v *view) {
+		known := func(id string) bool { _, ok := v.containers[id]; return ok }
+		seen := make(map[*space]sight)
 		for path, s := range v.spaces {
 			// One that came or went meanwhile: the processes may have been in another
 			// namespace that had the inode.
 			if !inodes[s.inode] || s.seen.After(start) || namespaceAt(path, e.device) != s.inode {
 				continue
 			}
-			known := func(id string) bool { _, ok := v.containers[id]; return ok }
-			v.settle(s, outermost(chains[s.inode], known))
+			seen[s] = sightOf(chains[s.inode], known)
 		}
+		v.settle(seen)
 	})
 	e.rescan = false
-	if waiting {
-		e.look.Reset(e.nextPause(took))
-	}
 	return nil
 }
 
@@ -79,7 +86,7 @@ func (e *engine) toLookAt(now time.Time) (inodes map[uint64]bool, waiting bool) 
 		if !s.named() {
 			waiting = waiting || !e.view.overdue(s.seen, now)
 		}
-		if !s.named() || e.rescan {
+		if !s.named() || len(s.owners) > 1 || e.rescan {
 			inodes[s.inode] = true
 		}
 	}
@@ -107,10 +114,10 @@ func (e *engine) unknown(chains map[uint64][][]string) map[string]heard {
 //
 // Processes that end meanwhile, and those that this process may not look at
 // (CAP_SYS_PTRACE), are left out.
-func scanProcesses(proc string, inodes map[uint64]bool) map[uint64][][]string {
+func scanProcesses(proc string, inodes map[uint64]bool) (map[uint64][][]string, error) {
 	entries, err := os.ReadDir(proc)
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	chains := make(map[uint64][][]string)
 	for _, e := range entries {
@@ -128,7 +135,7 @@ func scanProcesses(proc string, inodes map[uint64]bool) map[uint64][][]string {
 			}
 		}
 	}
-	return chains
+	return chains, nil
 }
 
 // lookInto reads namespace and cgroups of one process: an open folder in /proc
@@ -187,7 +194,7 @@ var scopes = []string{"docker-", "libpod-", "cri-containerd-", "crio-"}
 // containerID reads a container's id, 64 hexadecimal digits, from the name of its
 // cgroup.
 func containerID(name string) (id string, ok bool) {
-	id = name
+	id = strings.TrimPrefix(name, "libpod-") // Podman's, with or without systemd
 	if scope, ok := strings.CutSuffix(name, ".scope"); ok {
 		for _, prefix := range scopes {
 			if rest, ok := strings.CutPrefix(scope, prefix); ok {
@@ -202,14 +209,31 @@ func containerID(name string) (id string, ok bool) {
 	return id, err == nil
 }
 
-// outermost picks from each chain the first id that is known, and returns those
-// ids sorted, each once. What a container can choose stands behind its own id.
-func outermost(chains [][]string, known func(id string) bool) (ids []string) {
+// sight is what the processes in a namespace say of its containers.
+type sight struct {
+	ids     []string // those that the engine knows, sorted, each once
+	several []string // those that stand in one path with another one that it knows
+}
+
+// sightOf judges chains. Whoever makes a container can choose what stands above its
+// own id (--cgroup-parent), and whoever is in one, with privileges, what stands
+// below: a chain with two known ids says nothing about which of them it is.
+// Unknown ids are those of other engines, around this one or inside its containers.
+func sightOf(chains [][]string, known func(id string) bool) (s sight) {
 	for _, chain := range chains {
-		if i := slices.IndexFunc(chain, known); i >= 0 {
-			ids = append(ids, chain[i])
+		var ids []string
+		for _, id := range chain {
+			if known(id) && !slices.Contains(ids, id) {
+				ids = append(ids, id)
+			}
+		}
+		if len(ids) > 1 {
+			s.several = append(s.several, ids...)
+		} else {
+			s.ids = append(s.ids, ids...)
 		}
 	}
-	slices.Sort(ids)
-	return slices.Compact(ids)
+	slices.Sort(s.ids)
+	slices.Sort(s.several)
+	return sight{slices.Compact(s.ids), slices.Compact(s.several)}
 }

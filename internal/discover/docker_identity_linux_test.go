@@ -2,6 +2,7 @@ package discover
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/rogpeppe/go-internal/txtar"
 	"golang.org/x/sys/unix"
 )
@@ -55,10 +57,13 @@ func TestScanProcesses(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(proc, "99999"), 0o755); err != nil { // a process that is just gone
 		t.Fatal(err)
 	}
-	got := scanProcesses(proc, map[uint64]bool{webInode: true, quietInode: true, hostInode: true, 1: true})
+	got, err := scanProcesses(proc, map[uint64]bool{webInode: true, quietInode: true, hostInode: true, 1: true})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for inode, chains := range got {
 		got[inode] = nil
-		for _, id := range outermost(chains, func(string) bool { return true }) {
+		for _, id := range sightOf(chains, func(string) bool { return true }).ids {
 			got[inode] = append(got[inode], []string{id})
 		}
 	}
@@ -66,11 +71,11 @@ func TestScanProcesses(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
-	if got := scanProcesses(proc, map[uint64]bool{quietInode: true}); len(got) != 1 {
-		t.Errorf("asked for one namespace, got %v", got)
+	if got, err := scanProcesses(proc, map[uint64]bool{quietInode: true}); len(got) != 1 || err != nil {
+		t.Errorf("asked for one namespace, got %v, %v", got, err)
 	}
-	if got := scanProcesses(filepath.Join(proc, "nonexistent"), map[uint64]bool{quietInode: true}); len(got) != 0 {
-		t.Errorf("no processes: got %v", got)
+	if got, err := scanProcesses(filepath.Join(proc, "nonexistent"), map[uint64]bool{quietInode: true}); err == nil {
+		t.Errorf("no folder of processes: got %v and no error", got)
 	}
 }
 
@@ -83,6 +88,8 @@ func TestContainerIDsInCgroups(t *testing.T) {
 		{"v1_cgroupfs", "8:pids:/docker/" + a + "\n4:memory:/docker/" + a + "\n", [][]string{{a}}},
 		{"v2_cgroupfs", "0::/docker/" + a + "\n", [][]string{{a}}},
 		{"systemd_scope", "0::/system.slice/docker-" + a + ".scope\n", [][]string{{a}}},
+		{"podman_without_systemd", "0::/libpod_parent/libpod-" + a + "\n", [][]string{{a}}},
+		{"podmans_monitor_without_systemd", "0::/libpod_parent/conmon\n", nil},
 		{"podman", "0::/machine.slice/libpod-" + a + ".scope/container\n", [][]string{{a}}},
 		{"kubernetes_containerd", "0::/kubepods.slice/kubepods-pod12.slice/cri-containerd-" + a + ".scope\n", [][]string{{a}}},
 		{"kubernetes_crio", "0::/kubepods.slice/crio-" + a + ".scope\n", [][]string{{a}}},
@@ -110,26 +117,48 @@ func TestContainerIDsInCgroups(t *testing.T) {
 	}
 }
 
-func TestOutermost(t *testing.T) {
-	known := func(id string) bool { return id == "attacker" || id == "victim" || id == "other" }
+func TestWhoCountsInACgroupPath(t *testing.T) {
+	a, v, o, u := strings.Repeat("a1", 32), strings.Repeat("b2", 32), strings.Repeat("c3", 32), strings.Repeat("d4", 32)
+	known := func(id string) bool { return id == a || id == v || id == o }
 	for _, tc := range []struct {
-		name   string
-		chains [][]string
-		want   []string
+		name, cgroup string
+		want         sight
 	}{
-		{"own_cgroup", [][]string{{"victim"}}, []string{"victim"}},
-		{"cgroup_named_like_the_victim_inside_the_attackers", [][]string{{"attacker", "victim"}}, []string{"attacker"}},
-		{"the_same_in_one_hierarchy_of_several", [][]string{{"attacker"}, {"attacker", "victim"}}, []string{"attacker"}},
-		{"engine_inside_a_container_of_another_engine", [][]string{{"unknown", "victim"}}, []string{"victim"}},
-		{"hierarchies_disagree", [][]string{{"victim"}, {"other"}}, []string{"other", "victim"}},
-		{"container_of_another_engine", [][]string{{"unknown"}}, nil},
-		{"nobody", nil, nil},
+		{"own_cgroup", "0::/docker/" + v, sight{ids: []string{v}}},
+		{"cgroup_parent_named_like_the_victim", "0::/any/x/" + v + "/" + a, sight{several: []string{a, v}}},
+		{"cgroup_parent_named_like_the_victims_scope", "0::/any/x/docker-" + v + ".scope/docker-" + a + ".scope", sight{several: []string{a, v}}},
+		{"cgroup_parent_named_like_the_victim_far_above", "0::/" + v + "/x/" + u + "/y/" + a + "/z", sight{several: []string{a, v}}},
+		{"cgroup_named_like_the_victim_inside_the_attackers", "0::/docker/" + a + "/" + v, sight{several: []string{a, v}}},
+		{"the_same_in_one_hierarchy_of_several", "2:cpu:/docker/" + a + "\n1:pids:/docker/" + a + "/" + v, sight{ids: []string{a}, several: []string{a, v}}},
+		{"the_own_id_twice", "0::/docker/" + a + "/docker-" + a + ".scope", sight{ids: []string{a}}},
+		{"engine_inside_a_container_of_another_engine", "0::/docker/" + u + "/docker/" + v, sight{ids: []string{v}}},
+		{"container_of_an_engine_inside_a_container", "0::/docker/" + v + "/docker/" + u, sight{ids: []string{v}}},
+		{"hierarchies_disagree", "2:cpu:/docker/" + v + "\n1:pids:/docker/" + o, sight{ids: []string{v, o}}},
+		{"container_of_another_engine", "0::/docker/" + u, sight{}},
+		{"nobody", "", sight{}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			if diff := cmp.Diff(tc.want, outermost(tc.chains, known)); diff != "" {
+			got := sightOf(idChains(tc.cgroup), known)
+			if diff := cmp.Diff(tc.want, got, cmp.AllowUnexported(sight{}), cmpopts.EquateEmpty()); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestMembersStayWhenProcessesCannotBeLookedAt has the folder of processes fail.
+func TestMembersStayWhenProcessesCannotBeLookedAt(t *testing.T) {
+	d := &Docker{Proc: filepath.Join(t.TempDir(), "nonexistent"), Log: slog.New(slog.DiscardHandler)}
+	d.setUp()
+	s := &space{inode: 1, owners: []string{webID}, joiners: []string{sidecarID}}
+	d.view.spaces["/n/1"] = s
+	e := &engine{Docker: d, look: time.NewTimer(time.Hour), rescan: true}
+	defer e.look.Stop()
+	if err := e.identify(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(s.owners) != 1 || len(s.joiners) != 1 || !e.rescan {
+		t.Errorf("got %+v, rescan %v; want all as it was, and another look", s, e.rescan)
 	}
 }
 

@@ -28,6 +28,14 @@ var (
 	// the same, without a name: nothing in it passes for anybody.
 	ErrNoContainer = errors.New("no container found in the network namespace")
 
+	// ErrAmbiguous: a process in a namespace is in a cgroup whose path has the ids of
+	// several containers (--cgroup-parent). The namespace is listed without a name.
+	ErrAmbiguous = errors.New("the cgroup path names several containers")
+
+	// ErrTwice: the processes in a namespace are of a container that was found in
+	// another namespace, too. This one is listed without a name.
+	ErrTwice = errors.New("the container has another network namespace already")
+
 	// ErrNoEngine: the engine does not answer. What is known stays listed.
 	ErrNoEngine = errors.New("container engine does not answer")
 )
@@ -56,7 +64,7 @@ const (
 //
 //	folder (inotify)   → file is a namespace, inode I     listed, no name
 //	/proc/*/ns/net     → a process in I                   the engine's "init"
-//	/proc/PID/cgroup   → container id                     outermost one the engine knows
+//	/proc/PID/cgroup   → container id                     the only one the engine knows
 //	engine's list call → name, labels, image              listed with its name
 //
 // The list call, never inspect: that one answers when the start has finished.
@@ -72,14 +80,19 @@ const (
 // then on.
 //
 // Processes of several containers in one namespace (--network container:NAME)
-// make several Found with one path: the kernel cannot tell them apart. Who joins
-// a namespace later is noticed after its start, not before.
+// make several Found with one path: the kernel cannot tell them apart. Who was told
+// to join counts from its creation on, which the engine tells some 100 ms before
+// the first instruction, and while it runs, is paused or restarting. One that is
+// started again after it had ended is noticed after its start, not before.
 //
-// A container whose cgroups were changed from inside, which takes privileges that
-// Docker does not give by default, can put processes into cgroups of any name, but
-// only below its own: therefore the outermost known id counts. A privileged
-// container that enters another's namespace can only make it a shared one, and
-// after the namespace has its name not even that.
+// Parts of a cgroup's path can be chosen: what is above a container's own id by
+// whoever makes it (--cgroup-parent), what is below from inside, with privileges
+// that Docker does not give by default. Therefore a path with several ids that the
+// engine knows names nobody, and its namespace waits (ErrAmbiguous). And a
+// container owns one namespace: another one that seems to be its waits, too, until
+// the first is gone (ErrTwice). A privileged container that enters another's
+// namespace can only make it a shared one, and after the namespace has its name not
+// even that.
 //
 // Docker needs to see the host's processes (an agent in a container: the host's
 // pid namespace), and the folder with the mounts that come later (slave mount
@@ -107,7 +120,7 @@ type Docker struct {
 	// Log is told when the engine goes away and comes back; nil means nobody is.
 	Log *slog.Logger
 
-	wake   chan struct{} // there is a namespace without a name
+	wake   chan struct{} // namespaces have come or gone
 	device uint64        // of all namespaces
 
 	mu      sync.Mutex
@@ -197,21 +210,18 @@ func (d *Docker) setUp() {
 // setSpaces is told of namespaces that appeared, their inodes by path, or with
 // inode zero of those that are gone.
 func (d *Docker) setSpaces(inodes map[string]uint64) {
-	now, some := time.Now(), false
+	now := time.Now()
 	d.update(func(v *view) {
 		for path, inode := range inodes {
 			delete(v.spaces, path)
 			if inode != 0 {
 				v.spaces[path] = &space{inode: inode, seen: now}
-				some = true
 			}
 		}
 	})
-	if some {
-		select {
-		case d.wake <- struct{}{}:
-		default:
-		}
+	select { // one that is gone may have kept another one from having its name
+	case d.wake <- struct{}{}:
+	default:
 	}
 }
 

@@ -1,6 +1,7 @@
 package discover
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"path"
@@ -28,7 +29,12 @@ type space struct {
 
 	// owners are the containers that the namespace was made for: one, or several
 	// if that cannot be told. Joiners came in with --network container:NAME.
+	// A joiner counts from its creation on, found or not (see joiners).
 	owners, joiners []string
+
+	// doubt is why it has neither although processes were found: ErrAmbiguous or
+	// ErrTwice.
+	doubt error
 }
 
 // dockerContainer is what the engine says of one.
@@ -38,6 +44,7 @@ type dockerContainer struct {
 	labels          map[string]string
 	mode            string // how it is connected: a network's name, none, host, container:ID
 	running         bool
+	comes           bool      // created or restarting: it may run at any moment
 	since           time.Time // it was first seen running
 }
 
@@ -53,21 +60,30 @@ func (c dockerContainer) enabled() (enabled, said bool) {
 	return enabled, err == nil
 }
 
+// root is the container whose namespace this one is in: itself, or the one that it
+// joins, maybe by way of others. There may be none.
+func (v *view) root(c dockerContainer) (root dockerContainer, ok bool) {
+	for range 8 {
+		whose, joins := c.joins()
+		if !joins {
+			return c, true
+		}
+		if c, ok = v.named(whose); !ok {
+			return c, false
+		}
+	}
+	return c, false
+}
+
 // onHost reports whether a container is in the host's namespace, or joins one
 // that is.
 func (v *view) onHost(c dockerContainer) bool {
-	for range 8 {
-		whose, ok := c.joins()
-		if !ok {
-			return c.mode == "host"
-		}
-		if c, ok = v.named(whose); !ok {
-			return false
-		}
-	}
-	return false
+	root, ok := v.root(c)
+	return ok && root.mode == "host"
 }
 
+// named finds a container as the engine does: by its id, its name, or the
+// beginning of its id.
 func (v *view) named(idOrName string) (dockerContainer, bool) {
 	if c, ok := v.containers[idOrName]; ok {
 		return c, true
@@ -77,44 +93,55 @@ func (v *view) named(idOrName string) (dockerContainer, bool) {
 			return c, true
 		}
 	}
-	return dockerContainer{}, false
-}
-
-// settle notes which containers have processes in a namespace. Owners stay once
-// they are found: whoever enters later without having been told to by
-// --network container:NAME is nobody's member.
-func (v *view) settle(s *space, ids []string) {
-	var owners, joiners []string
-	for _, id := range ids {
-		c := v.containers[id]
-		switch _, joins := c.joins(); {
-		case joins:
-			joiners = append(joiners, id)
-		case c.mode != "host": // those enter other namespaces for their work
-			owners = append(owners, id)
+	var found []dockerContainer
+	for id, c := range v.containers {
+		if idOrName != "" && strings.HasPrefix(id, idOrName) {
+			found = append(found, c)
 		}
 	}
-	if len(s.owners) != 1 && len(owners) > 0 {
-		s.owners = owners
+	if len(found) != 1 {
+		return dockerContainer{}, false
 	}
-	s.joiners = joiners
+	return found[0], true
 }
 
 // named reports whether it was found out whose namespace it is.
 func (s *space) named() bool { return len(s.owners)+len(s.joiners) > 0 }
 
-// members are the containers of a namespace that still exist.
-func (v *view) members(s *space) (all []dockerContainer) {
+// joiners are the containers that were told to join another one's namespace, by the
+// id of that one, and that run or may at any moment: their first instruction is not
+// to pass for the other one's.
+func (v *view) joiners() map[string][]string {
+	all := make(map[string][]string)
+	for id, c := range v.containers {
+		if _, joins := c.joins(); !joins || !c.running && !c.comes {
+			continue
+		}
+		if root, ok := v.root(c); ok {
+			all[root.id] = append(all[root.id], id)
+		}
+	}
+	return all
+}
+
+// members are the containers of a namespace that still exist, given all joiners.
+func (v *view) members(s *space, joiners map[string][]string) (all []dockerContainer) {
+	var joined []string
 	for _, id := range s.owners {
 		// Before its start has finished, an owner does not "run".
 		if c, ok := v.containers[id]; ok {
 			all = append(all, c)
 		}
+		joined = append(joined, joiners[id]...)
 	}
 	for _, id := range s.joiners {
-		if c, ok := v.containers[id]; ok && c.running {
-			all = append(all, c)
+		if v.containers[id].running {
+			joined = append(joined, id)
 		}
+	}
+	slices.Sort(joined)
+	for _, id := range slices.Compact(joined) {
+		all = append(all, v.containers[id])
 	}
 	return all
 }
@@ -124,17 +151,17 @@ func (v *view) list(now time.Time) (found []Found, missing []Missing) {
 	if v.engine != nil {
 		missing = append(missing, Missing{"docker:engine", fmt.Errorf("%w: %w", ErrNoEngine, v.engine)})
 	}
-	placed := make(map[string]bool)
+	placed, joiners := make(map[string]bool), v.joiners()
 	for _, p := range slices.Sorted(maps.Keys(v.spaces)) {
 		s := v.spaces[p]
 		if !s.named() {
 			found = append(found, Found{Netns: p})
-			if v.overdue(s.seen, now) {
-				missing = append(missing, Missing{workload.ID("netns:" + path.Base(p)), fmt.Errorf("%w: %s", ErrNoContainer, p)})
+			if err := v.unnamed(s, now); err != nil {
+				missing = append(missing, Missing{workload.ID("netns:" + path.Base(p)), fmt.Errorf("%w: %s", err, p)})
 			}
 			continue
 		}
-		members := v.members(s)
+		members := v.members(s, joiners)
 		for _, c := range members {
 			placed[c.id] = true
 		}
@@ -142,6 +169,18 @@ func (v *view) list(now time.Time) (found []Found, missing []Missing) {
 		found, missing = append(found, f...), append(missing, m...)
 	}
 	return found, append(missing, v.unplaced(placed, now)...)
+}
+
+// unnamed is what there is to say of a namespace without a name. That its container
+// has another one too may be so for a moment, when it is restarted.
+func (v *view) unnamed(s *space, now time.Time) error {
+	switch late := v.overdue(s.seen, now); {
+	case s.doubt != nil && (late || errors.Is(s.doubt, ErrAmbiguous)):
+		return s.doubt
+	case late:
+		return ErrNoContainer
+	}
+	return nil
 }
 
 // overdue reports whether something that was seen at a time should be complete by
@@ -155,11 +194,15 @@ func (v *view) overdue(seen, now time.Time) bool {
 
 // cover decides about all members of a namespace together: steered are all or
 // none. No members means that they are all gone: then it is not listed.
+//
+// A joiner that does not run yet opts nobody out: to create a container is not
+// enough to take the metadata away from another one.
 func (v *view) cover(path string, members []dockerContainer) (found []Found, missing []Missing) {
 	out, in := false, !v.onlyLabelled
 	for _, c := range members {
 		enabled, said := c.enabled()
-		out = out || said && !enabled
+		_, joins := c.joins()
+		out = out || said && !enabled && (c.running || !joins)
 		in = in || said && enabled
 	}
 	for _, c := range members {

@@ -25,7 +25,7 @@ func listed(v *view, now time.Time) (lines []string) {
 
 // reason is the error that somebody may branch on.
 func reason(m Missing) error {
-	for _, err := range []error{ErrHostNetwork, ErrSharedOptOut, ErrNoNetns, ErrNoContainer, ErrNoEngine} {
+	for _, err := range []error{ErrHostNetwork, ErrSharedOptOut, ErrNoNetns, ErrNoContainer, ErrAmbiguous, ErrTwice, ErrNoEngine} {
 		if errors.Is(m.Err, err) {
 			return err
 		}
@@ -48,6 +48,7 @@ func enable(v string) func(*dockerContainer) {
 	return func(c *dockerContainer) { c.labels = map[string]string{LabelEnable: v} }
 }
 func stopped(c *dockerContainer) { c.running = false }
+func created(c *dockerContainer) { c.running, c.comes = false, true }
 
 func TestViewLists(t *testing.T) {
 	for _, tc := range []struct {
@@ -86,6 +87,31 @@ func TestViewLists(t *testing.T) {
 			want: []string{"found /n/1 name-a", "found /n/1 name-b"}},
 		{name: "joiner_has_ended", containers: []dockerContainer{ctr("a"), ctr("b", mode("container:a"), stopped)}, in: map[string]string{"/n/1": "a b"},
 			want: []string{"found /n/1 name-a"}},
+		{name: "joiner_no_process_of_which_was_seen", containers: []dockerContainer{ctr("a"), ctr("b", mode("container:a"))}, in: map[string]string{"/n/1": "a"},
+			want: []string{"found /n/1 name-a", "found /n/1 name-b"}},
+		{name: "joiner_is_created", containers: []dockerContainer{ctr("a"), ctr("b", mode("container:a"), created)}, in: map[string]string{"/n/1": "a"},
+			want: []string{"found /n/1 name-a", "found /n/1 name-b"}},
+		{name: "joiner_by_name_and_by_beginning_of_the_id", containers: []dockerContainer{ctr("aaa"), ctr("b", mode("container:name-aaa"), created), ctr("c", mode("container:aa"), created)},
+			in: map[string]string{"/n/1": "aaa"}, want: []string{"found /n/1 name-aaa", "found /n/1 name-b", "found /n/1 name-c"}},
+		{name: "joiner_of_a_joiner_is_created", containers: []dockerContainer{ctr("a"), ctr("b", mode("container:a"), created), ctr("c", mode("container:b"), created)},
+			in: map[string]string{"/n/1": "a"}, want: []string{"found /n/1 name-a", "found /n/1 name-b", "found /n/1 name-c"}},
+		{name: "joiner_of_somebody_else_is_created", containers: []dockerContainer{ctr("a"), ctr("b", mode("container:x"), created)}, in: map[string]string{"/n/1": "a"},
+			want: []string{"found /n/1 name-a"}},
+		{name: "created_joiner_opts_nobody_out", containers: []dockerContainer{ctr("a"), ctr("b", mode("container:a"), created, enable("false"))}, in: map[string]string{"/n/1": "a"},
+			want: []string{"found /n/1 name-a", "found /n/1 name-b"}},
+		{name: "joiner_that_runs_opts_out", containers: []dockerContainer{ctr("a"), ctr("b", mode("container:a"), enable("false"))}, in: map[string]string{"/n/1": "a"},
+			want: []string{"missing docker:a: " + ErrSharedOptOut.Error()}},
+		{name: "owner_opts_out_before_it_runs", containers: []dockerContainer{ctr("a", created, enable("false"))}, in: map[string]string{"/n/1": "a"}},
+		{name: "only_labelled_with_a_created_sidecar_that_is", onlyLabelled: true, containers: []dockerContainer{ctr("a"), ctr("b", mode("container:a"), created, enable("true"))}, in: map[string]string{"/n/1": "a"},
+			want: []string{"found /n/1 name-a", "found /n/1 name-b"}},
+		{name: "cgroup_path_with_two_containers", containers: []dockerContainer{ctr("a"), ctr("b", stopped)}, in: map[string]string{"/n/1": "a", "/n/2": "both a b"},
+			want: []string{"found /n/1 name-a", "found /n/2", "missing netns:2: " + ErrAmbiguous.Error()}},
+		{name: "container_in_two_namespaces_for_a_moment", containers: []dockerContainer{ctr("a")}, in: map[string]string{"/n/1": "a", "/n/2": "a"}, after: 9 * time.Second,
+			want: []string{"found /n/1", "found /n/2"}},
+		{name: "container_in_two_namespaces_owns_none", containers: []dockerContainer{ctr("a", func(c *dockerContainer) { c.since = t0.Add(time.Hour) })}, in: map[string]string{"/n/1": "a", "/n/2": "a"}, after: 10 * time.Second,
+			want: []string{"found /n/1", "found /n/2", "missing netns:1: " + ErrTwice.Error(), "missing netns:2: " + ErrTwice.Error()}},
+		{name: "container_in_anothers_namespace_and_its_own", containers: []dockerContainer{ctr("a"), ctr("b", stopped)}, in: map[string]string{"/n/1": "a b", "/n/2": "b"},
+			want: []string{"found /n/1 name-a", "found /n/2"}},
 		{name: "host_network_container_at_work_in_a_namespace", containers: []dockerContainer{ctr("a"), ctr("b", mode("host"))}, in: map[string]string{"/n/1": "a b"},
 			want: []string{"found /n/1 name-a", "missing docker:b: " + ErrHostNetwork.Error()}},
 		{name: "two_owners_are_both_named", containers: []dockerContainer{ctr("a"), ctr("b")}, in: map[string]string{"/n/1": "a b"},
@@ -117,11 +143,17 @@ func TestViewLists(t *testing.T) {
 			for _, c := range tc.containers {
 				v.containers[c.id] = c
 			}
+			seen := make(map[*space]sight)
 			for path, ids := range tc.in {
-				s := &space{seen: t0}
-				v.settle(s, strings.Fields(ids))
+				s := &space{seen: t0, inode: uint64(len(v.spaces) + 1)}
 				v.spaces[path] = s
+				look := sight{ids: strings.Fields(ids)}
+				if one, both := strings.CutPrefix(ids, "both "); both { // in one path
+					look = sight{several: strings.Fields(one)}
+				}
+				seen[s] = look
 			}
+			v.settle(seen)
 			if diff := cmp.Diff(tc.want, listed(v, t0.Add(tc.after))); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
@@ -144,17 +176,47 @@ func TestIntruderIsNoOwner(t *testing.T) {
 		{"the_joiner_goes", "a", "a", ""},
 		{"all_have_ended", "", "a", ""},
 	} {
-		v.settle(s, strings.Fields(step.in))
+		v.settle(map[*space]sight{s: {ids: strings.Fields(step.in)}})
 		if got, want := fmt.Sprint(s.owners, s.joiners), fmt.Sprint(strings.Fields(step.owners), strings.Fields(step.joiners)); got != want {
 			t.Errorf("%s: got %s, want %s", step.name, got, want)
 		}
 	}
 	s = &space{}
-	v.settle(s, []string{"a", "b"})
-	v.settle(s, []string{"a"})
+	v.settle(map[*space]sight{s: {ids: []string{"a", "b"}}})
+	v.settle(map[*space]sight{s: {ids: []string{"a"}}})
 	if len(s.owners) != 1 {
 		t.Errorf("once the intruder of the first look has left: got owners %v", s.owners)
 	}
+}
+
+// TestOwnerHasOneNamespace has a second namespace seem to be of a container that
+// owns one.
+func TestOwnerHasOneNamespace(t *testing.T) {
+	v := &view{since: t0, containers: map[string]dockerContainer{"a": ctr("a"), "j": ctr("j", mode("container:a"))}}
+	first, second := &space{inode: 1, seen: t0}, &space{inode: 2, seen: t0}
+	v.spaces = map[string]*space{"/n/1": first}
+	v.settle(map[*space]sight{first: {ids: []string{"a"}}})
+	v.spaces["/n/2"] = second
+	both := map[*space]sight{first: {ids: []string{"a"}}, second: {ids: []string{"a", "j"}}}
+	check := func(name string, after time.Duration, want ...string) {
+		t.Helper()
+		if diff := cmp.Diff(want, listed(v, t0.Add(after))); diff != "" {
+			t.Errorf("%s: -want +got:\n%s", name, diff)
+		}
+	}
+	for range 3 {
+		v.settle(both)
+		v.settle(map[*space]sight{second: {ids: []string{"a"}}})
+	}
+	check("a moment later", 9*time.Second, "found /n/1 name-a", "found /n/1 name-j", "found /n/2")
+	check("still so", 10*time.Second, "found /n/1 name-a", "found /n/1 name-j", "found /n/2", "missing netns:2: "+ErrTwice.Error())
+	v.spaces["/m/1"] = &space{inode: 1, seen: t0}
+	v.settle(map[*space]sight{v.spaces["/m/1"]: {ids: []string{"a"}}})
+	check("another file of the first", 0, "found /m/1 name-a", "found /m/1 name-j", "found /n/1 name-a", "found /n/1 name-j", "found /n/2")
+	delete(v.spaces, "/m/1")
+	delete(v.spaces, "/n/1")
+	v.settle(map[*space]sight{second: {ids: []string{"a"}}})
+	check("the first is gone", time.Hour, "found /n/2 name-a", "found /n/2 name-j")
 }
 
 func TestWhatCountsWhenAContainerIsListedAgain(t *testing.T) {

@@ -31,6 +31,8 @@ type Box struct {
 	Labels  map[string]string
 	Network string // empty: the bridge; else none, host, container:NAME or a network's name
 	Remove  bool   // when it has ended
+
+	CgroupParent string // empty: the engine's
 }
 
 // Ran is what became of a container.
@@ -137,7 +139,7 @@ func (d *Docker) Create(ctx context.Context, b Box) (id string, err error) {
 	}
 	out, err := d.call(ctx, http.MethodPost, path, map[string]any{
 		"Image": b.Image, "Cmd": b.Cmd, "Env": b.Env, "Labels": b.Labels,
-		"HostConfig": map[string]any{"NetworkMode": b.Network, "AutoRemove": b.Remove},
+		"HostConfig": map[string]any{"NetworkMode": b.Network, "AutoRemove": b.Remove, "CgroupParent": b.CgroupParent},
 	})
 	if err != nil {
 		return "", err
