@@ -2,7 +2,7 @@
 // JSON line for each credential that it tried. Arguments, output and rules are
 // those of ../cmd/sdkclient.
 
-import './webcrypto.mjs';
+import "./webcrypto.mjs";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
