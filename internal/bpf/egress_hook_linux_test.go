@@ -160,7 +160,7 @@ func TestEgressIsFirst(t *testing.T) {
 		u := newUplink(t)
 		e := loadEgress(t, u.vm.Addr4)
 		if e.Hook() != "tcx" {
-			t.Skip("needs tcx (Linux 6.6)")
+			testnet.Unmet(t, "needs tcx (Linux 6.6)")
 		}
 		u.ensure(t, e)
 		var s *bpf.Stranger

@@ -253,7 +253,7 @@ func TestEgressHostNamespace(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			e := loadEgressOf(t, tc.netns, netip.MustParseAddr(host4), netip.MustParseAddr(host6))
 			if !e.Cookie() {
-				t.Skip("needs a kernel that tells who made a packet (Linux 6.15)")
+				testnet.Unmet(t, "needs a kernel that tells who made a packet (Linux 6.15)")
 			}
 			ip := tc.p.bytes()
 			proto := uint16(unix.ETH_P_IP)

@@ -28,7 +28,7 @@ func TestGuardHostAddressByMacvlan(t *testing.T) {
 	b := newGuardBench(t)
 	b.apply(t)
 	if !b.guard.Status().Cookie {
-		t.Skip("needs a kernel that tells who made a packet (Linux 6.15)")
+		testnet.Unmet(t, "needs a kernel that tells who made a packet (Linux 6.15)")
 	}
 	host := []call{
 		{"host, IPv4", b.vm.NS, "tcp 169.254.169.254:80", ""},

@@ -31,7 +31,7 @@ func cgroups(t *testing.T, names ...string) []string {
 		}
 	}
 	if root == "" || os.MkdirAll(root, 0o755) != nil {
-		t.Skip("needs a cgroup v2 hierarchy that can be written to")
+		testnet.Unmet(t, "needs a cgroup v2 hierarchy that can be written to")
 	}
 	t.Cleanup(func() { unix.Rmdir(root) })
 	var dirs []string

@@ -64,10 +64,16 @@ func Require(t TB, needs ...Need) {
 		if err == nil {
 			continue
 		}
-		text := fmt.Sprintf("needs %s: %v", n.name, err)
-		if os.Getenv("CI") == "true" {
-			t.Fatalf("%s", text)
-		}
-		t.Skipf("%s", text)
+		Unmet(t, fmt.Sprintf("needs %s: %v", n.name, err))
 	}
+}
+
+// Unmet skips the test for a reason that it found itself, or fails it where CI is
+// set to true.
+func Unmet(t TB, why string) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatalf("%s", why)
+	}
+	t.Skipf("%s", why)
 }
