@@ -24,6 +24,10 @@ func hostRules(who []string) (*redirect.HostRules, error) {
 	if len(who) == 0 {
 		return nil, nil
 	}
+	if agent.PrivateCgroups() {
+		return nil, withHint(unsupported("--guard-host: this process has a cgroup namespace of its own, and cannot tell processes of the host by their cgroups"),
+			"run the agent in the host's cgroup namespace (cgroup: host, in compose), or on the host")
+	}
 	r := &redirect.HostRules{}
 	for _, w := range who {
 		kind, value, _ := strings.Cut(w, ":")

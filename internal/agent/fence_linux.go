@@ -136,6 +136,18 @@ func RemoveFence(name string) error {
 // agent's. Errors: ErrNoCgroup.
 func OwnCgroup() (string, error) { return ownCgroup() }
 
+// PrivateCgroups reports whether this process has a cgroup namespace of its own (a
+// container on cgroup v2): the root that it sees is none, and cgroups of the host
+// cannot be named.
+func PrivateCgroups() bool {
+	mount, err := cgroupMount()
+	if err != nil {
+		return false
+	}
+	_, err = os.Stat(filepath.Join(mount, "cgroup.events")) // the root of the hierarchy has no such file
+	return err == nil
+}
+
 // CgroupDir is the directory of a cgroup v2 by its path as in /proc/PID/cgroup.
 // Errors: ErrNoCgroup.
 func CgroupDir(path string) (string, error) {
@@ -165,7 +177,8 @@ func ownCgroup() (string, error) {
 }
 
 // cgroupMount finds where cgroup v2 is mounted: /sys/fs/cgroup, or a folder of it
-// on hosts that still have v1 beside it.
+// on hosts that still have v1 beside it. A mount of another part of the hierarchy,
+// as containers leave them, is none.
 func cgroupMount() (string, error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
@@ -175,7 +188,7 @@ func cgroupMount() (string, error) {
 	for s := bufio.NewScanner(f); s.Scan(); {
 		before, after, ok := strings.Cut(s.Text(), " - ")
 		fields := strings.Fields(before)
-		if ok && strings.HasPrefix(after, "cgroup2 ") && len(fields) > 4 {
+		if ok && strings.HasPrefix(after, "cgroup2 ") && len(fields) > 4 && fields[3] == "/" {
 			return fields[4], nil
 		}
 	}
