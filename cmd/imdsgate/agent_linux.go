@@ -194,9 +194,12 @@ func raiseFence(f agentFlags, upstream netip.AddrPort, log *slog.Logger) (lower 
 		return func() {}, nil
 	}
 	fence, err := agent.RaiseFence(fenceName(f.socket), upstream)
+	hint := "--fence=off runs without it: a compromised proxy could then reach into the containers' own loopback"
+	if errors.Is(err, agent.ErrNoCgroup) {
+		hint = "in a container, mount the host's /sys/fs/cgroup (deploy/docker/compose.cgroup1.yaml, stack.cgroup1.yaml); " + hint
+	}
 	if err != nil {
-		return nil, withHint(unsupported("fence: %v", err),
-			"--fence=off runs without it: a compromised proxy could then reach into the containers' own loopback")
+		return nil, withHint(unsupported("fence: %v", err), hint)
 	}
 	return func() { fence.Close() }, nil
 }

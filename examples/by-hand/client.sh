@@ -7,6 +7,6 @@ image=$1
 shift
 IMSProxyIpAddress=$(imdsgate locate --wait 10s)
 export IMSProxyIpAddress
-exec docker run --rm -e IMSProxyIpAddress --cap-add NET_ADMIN \
+exec docker run --rm --user 0:0 -e IMSProxyIpAddress --cap-add NET_ADMIN \
   -v "$(command -v imdsgate):/usr/local/bin/imdsgate:ro" \
   "$image" imdsgate forward -- "$@"

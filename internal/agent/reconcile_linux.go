@@ -143,6 +143,9 @@ func (a *Agent) update(e *entry, w workload.Workload) error {
 		}
 		e.unsure = false
 	}
+	if e.workload.ID == "" {
+		a.Log.Info("named", "workload", w.ID, "name", w.Name, "netns", e.ns.ID(), "attachment", e.id)
+	}
 	e.workload = w
 	return a.handOver(e)
 }
@@ -236,7 +239,11 @@ func (a *Agent) note(trouble map[string]error) {
 		text := id + ": " + err.Error()
 		last[text] = true
 		if !a.noted[text] {
-			a.Log.Warn("workload not attached: tried again", "workload", id, "error", err)
+			if errors.Is(err, discover.ErrHostNetwork) {
+				a.Log.Warn("workload is the host: not steered, not guarded", "workload", id, "why", err)
+			} else {
+				a.Log.Warn("workload not attached: tried again", "workload", id, "error", err)
+			}
 		}
 	}
 	a.noted = last
