@@ -298,7 +298,7 @@ func TestCgroupParentIsNoName(t *testing.T) {
 	victim := b.up("victim", "")
 	await(t, d, "found victim")
 	for _, name := range []string{victim, "docker-" + victim + ".scope"} {
-		id, err := e.Create(ctx, testnet.Box{Name: "thief", Image: "box", Cmd: []string{"/box", "wait"}, CgroupParent: "/imdsgate-any/x/" + name})
+		id, err := e.Create(ctx, testnet.Box{Name: "thief", Image: "box", Cmd: []string{"/box", "wait"}, CgroupParent: "/" + e.CgroupParent + "/x/" + name})
 		b.must(err)
 		b.must(e.Start(ctx, id))
 		awaitThat(t, d, func(got []string) string {
