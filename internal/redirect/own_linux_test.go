@@ -295,7 +295,7 @@ func TestHostNetns(t *testing.T) {
 // can tell.
 func TestOwnRefusesTheHost(t *testing.T) {
 	if !inHostNetns() {
-		t.Skip("this is not the host's network namespace, or that cannot be told")
+		testnet.Unmet(t, "needs the host's network namespace, and a kernel that tells")
 	}
 	if _, err := AttachOwn(false); !errors.Is(err, ErrHostNetns) {
 		t.Errorf("got %v, want ErrHostNetns", err)
