@@ -4,7 +4,7 @@ import "strings"
 
 // endpoint is one row of the table in protocol-azure §3.
 type endpoint struct {
-	path   string   // documented form; empty for endpoints that match more than one path
+	path   string   // documented form; empty for those of azureTrees
 	read   Action   // what GET and HEAD stand for; empty when they are refused
 	write  Action   // what POST stands for; empty when it is refused
 	params []string // documented parameter names; nil: any name of the shape plainName
@@ -16,14 +16,18 @@ type endpoint struct {
 var (
 	versionOnly   = []string{"api-version"}
 	versionFormat = []string{"api-version", "format"}
-	selectors     = []string{"client_id", "object_id", "msi_res_id", "mi_res_id"}
+	selectors     = []string{clientID, objectID, resourceID, oldResourceID}
 	credential    = append([]string{"api-version", "cred-api-version", "bypass_cache", "cid", "uaid"}, selectors...)
 	withUserdata  = []Action{InstanceUserdata}
+	withInstance  = []Action{InstanceRead, InstanceUserdata} // of the extended document
 )
 
 // extendedParam turns a read of /metadata/instance into one of provisioning
 // data, whatever its value (protocol-azure §4).
 const extendedParam = "extended"
+
+// extendedKey is the key of what that adds to the document.
+const extendedKey = "extended"
 
 var azureEndpoints = []endpoint{
 	// The bare root answers 400 with the list of newest versions: it is no
@@ -46,6 +50,7 @@ var azureEndpoints = []endpoint{
 	{path: "/metadata/v1", read: LegacyRead},
 }
 
+// Endpoints that match more than one path, or by more than the path.
 var (
 	legacyTree   = endpoint{read: LegacyRead}
 	unknownTree  = endpoint{read: Unknown}
@@ -53,6 +58,46 @@ var (
 	userdataTree = endpoint{read: InstanceUserdata, params: versionFormat}
 	extendedTree = endpoint{read: InstanceProvisioning, params: versionFormat}
 )
+
+// azureTrees names them for people; "…" is any rest.
+var azureTrees = []struct {
+	action  Action
+	pattern string
+}{
+	{InstanceRead, "/metadata/instance/compute/…"},
+	{InstanceRead, "/metadata/instance/network…"},
+	{InstanceUserdata, "/metadata/instance/…/userData…"},
+	{InstanceUserdata, "/metadata/instance/…/customData…"},
+	{InstanceProvisioning, "/metadata/instance?extended=…"},
+	{InstanceProvisioning, "/metadata/instance/extended…"},
+	{LegacyRead, "/metadata/v1/…"},
+	{Unknown, "/…"},
+}
+
+// Paths lists what an action stands for, for people: "GET /metadata/versions". A
+// path with "…" is one of many, "/…" all that no other action has. HEAD is allowed
+// wherever GET is and not listed. It is nil for an action that the cloud lacks.
+func Paths(c Cloud, a Action) []string {
+	if c != Azure || a == "" {
+		return nil
+	}
+	var out []string
+	for i := range azureEndpoints {
+		e := &azureEndpoints[i]
+		if e.read == a {
+			out = append(out, "GET "+e.path)
+		}
+		if e.write == a {
+			out = append(out, "POST "+e.path)
+		}
+	}
+	for _, t := range azureTrees {
+		if t.action == a {
+			out = append(out, "GET "+t.pattern)
+		}
+	}
+	return out
+}
 
 // azureByPath finds an endpoint by its path in lower case.
 var azureByPath = func() map[string]*endpoint {
@@ -86,7 +131,8 @@ func (e *endpoint) allow() string {
 }
 
 const (
-	instancePrefix = "/metadata/instance/"
+	instanceRoot   = "/metadata/instance"
+	instancePrefix = instanceRoot + "/"
 	legacyPrefix   = "/metadata/v1/"
 	identityPrefix = "/metadata/identity"
 )
@@ -112,92 +158,6 @@ func azureEndpoint(path string) (*endpoint, string) {
 	}
 	return &unknownTree, path
 }
-
-// azureInstance classifies a path below /metadata/instance. Documented keys get
-// their documented letter case, because the service's own matching may ignore
-// case (protocol-azure §4): /compute/USERDATA is user data.
-func azureInstance(path string) (*endpoint, string) {
-	var buf [160]byte
-	out := append(buf[:0], instancePrefix[:len(instancePrefix)-1]...)
-	e := &unknownTree
-	depth, section := 0, ""
-	for rest := path[len(instancePrefix):]; ; depth++ {
-		seg, tail, more := strings.Cut(rest, "/")
-		key, ok := instanceKey(seg)
-		switch {
-		case !ok:
-			// No documented key holds such bytes; some parsers drop them.
-			return &unknownTree, path
-		case key == "userData" || key == "customData":
-			e = &userdataTree
-		case depth == 0:
-			e, section = sectionOf(key), key
-		case depth == 1 && section == "compute" && !isLetter(key[0]):
-			e = &unknownTree // an index into an object could stand for any key
-		}
-		out = append(append(out, '/'), key...)
-		if !more {
-			break
-		}
-		rest = tail
-	}
-	if string(out) != path {
-		path = string(out)
-	}
-	return e, path
-}
-
-// sectionOf is the endpoint of the sections below /metadata/instance.
-func sectionOf(key string) *endpoint {
-	switch key {
-	case "compute", "network":
-		return &instanceTree
-	case "extended":
-		return &extendedTree
-	}
-	return &unknownTree
-}
-
-// instanceKey is the documented spelling of a key of the instance document. A
-// key that is not documented, such as a newer one or an array index, stays as
-// it is. It reports false for what cannot be a key at all.
-func instanceKey(seg string) (string, bool) {
-	for i := range len(seg) {
-		if !isLetter(seg[i]) && !isDigit(seg[i]) {
-			return seg, false
-		}
-	}
-	var buf [32]byte
-	if low, ok := lower(buf[:0], seg); ok {
-		if key, known := instanceKeys[string(low)]; known {
-			return key, true
-		}
-	}
-	return seg, seg != ""
-}
-
-// instanceKeys maps the keys of protocol-azure §4 in lower case to their
-// documented spelling. Letter case never tells two of them apart.
-var instanceKeys = func() map[string]string {
-	m := make(map[string]string)
-	for key := range strings.FieldsSeq(`
-		compute network extended
-		additionalCapabilities hibernationEnabled azEnvironment customData evictionPolicy extendedLocation name type
-		host hostGroup id isHostCompatibilityLayerVm licenseType location offer osProfile adminUsername computerName
-		disablePasswordAuthentication osType physicalZone placementGroupId plan product publisher platformFaultDomain
-		platformSubFaultDomain platformUpdateDomain priority provider publicKeys keyData path resourceGroupName
-		resourceId securityProfile encryptionAtHost secureBootEnabled securityType virtualTpmEnabled sku
-		storageProfile dataDisks bytesPerSecondThrottle caching createOption diskCapacityBytes diskSizeGB image uri
-		isSharedDisk isUltraDisk lun managedDisk storageAccountType opsPerSecondThrottle vhd writeAcceleratorEnabled
-		imageReference communityGalleryImageId exactVersion sharedGalleryImageId version osDisk diffDiskSettings
-		option encryptionSettings enabled diskEncryptionKey sourceVault secretUrl keyEncryptionKey keyUrl
-		resourceDisk size subscriptionId tags tagsList value userData virtualMachineScaleSet vmId vmScaleSetName
-		vmSize zone interface ipv4 ipv6 ipAddress privateIpAddress publicIpAddress subnet address prefix macAddress
-		hasCustomData ppsType`) {
-		m[strings.ToLower(key)] = key
-	}
-	return m
-}()
 
 // azureFamily is the error shape of a path, also of one that is refused for its
 // spelling (protocol-azure §6).

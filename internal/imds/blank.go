@@ -25,31 +25,59 @@ var ErrNotDocument = errors.New("not the document that was asked for")
 // It is an error when the body is not what it should be, or when an action is
 // denied whose data cannot be told from the rest. The caller then fails closed.
 func Blank(q Query, denied []Action, body []byte) ([]byte, error) {
-	remove := false
+	var userdata, instance bool
 	for _, a := range denied {
 		switch {
 		case a == q.Action:
 			return nil, fmt.Errorf("blank %s: it is all of the answer", a)
 		case !slices.Contains(q.Covers, a):
 		case a == InstanceUserdata:
-			remove = true
+			userdata = true
+		case a == InstanceRead && q.Action == InstanceProvisioning:
+			instance = true
 		default:
 			return nil, fmt.Errorf("blank %s: its data cannot be told from the rest", a)
 		}
 	}
-	if !remove || q.Method == "HEAD" && len(body) == 0 {
+	if !userdata && !instance {
 		return body, nil
+	}
+	if open, err := openDocument(q, body); err != nil {
+		return nil, err
+	} else if !open {
+		return body, nil
+	}
+	if body[skipSpace(body, 0)] != '{' {
+		return nil, ErrNotDocument
+	}
+	if userdata {
+		body = blankUserdata(body)
+	}
+	if instance {
+		return (&place{keep: []string{extendedKey}}).prune(q, body)
+	}
+	return body, nil
+}
+
+// openDocument reports whether the body is a document with values in it. It is
+// false for what has none: the body that a HEAD answer lacks, a list of names.
+func openDocument(q Query, body []byte) (bool, error) {
+	if q.Method == "HEAD" && len(body) == 0 {
+		return false, nil
 	}
 	if format, _ := q.Param("format"); equalFold(format, "text") {
 		if !isChildNames(body) {
-			return nil, fmt.Errorf("format=text: %w", ErrNotDocument)
+			return false, fmt.Errorf("format=text: %w", ErrNotDocument)
 		}
-		return body, nil
+		return false, nil
 	}
-	if !json.Valid(body) || body[skipSpace(body, 0)] != '{' { // valid: never all space
-		return nil, ErrNotDocument
+	if !json.Valid(body) {
+		return false, ErrNotDocument
 	}
-	return blankUserdata(body), nil
+	if b := body[skipSpace(body, 0)]; b != '{' && b != '[' { // valid: never all space
+		return false, ErrNotDocument
+	}
+	return true, nil
 }
 
 // isChildNames reports whether a body lists names, one a line, nodes with a
@@ -73,8 +101,7 @@ func isChildNames(body []byte) bool {
 // a colon is a key, and what follows the colon is its value. So the rest of the
 // document stays as it is, duplicate keys included.
 func blankUserdata(body []byte) []byte {
-	var out []byte
-	done := 0 // body[:done] is in out, or unchanged
+	e := edit{body: body}
 	for i := 0; i < len(body); {
 		if body[i] != '"' {
 			i++
@@ -87,32 +114,19 @@ func blankUserdata(body []byte) []byte {
 			continue
 		}
 		start := skipSpace(body, i+1)
-		i = skipValue(body, start)
-		if string(body[start:i]) != `""` {
-			out = append(append(out, body[done:start]...), `""`...)
-			done = i
-		}
+		i = e.replace(start, skipValue(body, start), `""`)
 	}
-	if done == 0 {
-		return body
-	}
-	return append(out, body[done:]...)
+	return e.done()
 }
 
-// isUserdataKey reads the literal of a key as clients will: escapes decoded,
-// and without regard to letter case, Unicode's included, since some JSON readers
-// fold it when they look a key up.
 func isUserdataKey(literal []byte) bool {
-	key := literal[1 : len(literal)-1]
-	if bytes.IndexByte(key, '\\') >= 0 {
-		var s string
-		if json.Unmarshal(literal, &s) != nil {
-			return true // cannot happen in valid JSON; if it does, nothing leaks
-		}
-		key = []byte(s)
-	}
-	return bytes.EqualFold(key, []byte("userData")) || bytes.EqualFold(key, []byte("customData"))
+	key, ok := decodeKey(literal)
+	return !ok || isKey(key, "userData") || isKey(key, "customData")
 }
+
+// isKey compares without regard to letter case, Unicode's included, since some
+// JSON readers fold it when they look a key up.
+func isKey(key []byte, name string) bool { return bytes.EqualFold(key, []byte(name)) }
 
 func skipSpace(b []byte, i int) int {
 	for i < len(b) && (b[i] == ' ' || b[i] == '\t' || b[i] == '\n' || b[i] == '\r') {

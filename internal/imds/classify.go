@@ -2,6 +2,7 @@ package imds
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 )
 
@@ -94,6 +95,9 @@ func classify(q *Query, r *http.Request, path, query string, hosts []string) (*e
 		return e, &faultMethod
 	}
 	q.Method = r.Method
+	if q.Action == InstanceRead {
+		q.Subtree = subtreeOf(q.Path)
+	}
 	if why := h.fault(r); why != nil {
 		return e, why
 	}
@@ -102,10 +106,13 @@ func classify(q *Query, r *http.Request, path, query string, hosts []string) (*e
 		return e, why
 	}
 	if _, ok := q.Param(extendedParam); ok && e.params != nil {
-		q.Action = InstanceProvisioning
+		q.extend()
 	}
 	return e, selectorFault(q)
 }
+
+// extend makes of a query for the instance document one for the extended one.
+func (q *Query) extend() { q.Action, q.Subtree, q.Covers = InstanceProvisioning, "", withInstance }
 
 // plainPath reports whether every parser reads the path alike: letters, digits,
 // "-._~" and single slashes, no dot at either end of a segment. That covers "."
@@ -179,8 +186,7 @@ func selectorFault(q *Query) *fault {
 	}
 	n := 0
 	for i := range q.Params {
-		switch q.Params[i].Name {
-		case "client_id", "object_id", "msi_res_id", "mi_res_id":
+		if slices.Contains(selectors, q.Params[i].Name) {
 			n++
 			if q.Params[i].Value == "" {
 				return &faultSelector

@@ -52,6 +52,7 @@ const (
 
 func TestEndpoints(t *testing.T) {
 	userdata := []Action{InstanceUserdata}
+	whole := []Action{InstanceRead, InstanceUserdata}
 	tests := []struct {
 		name, method, target string
 		action               Action
@@ -64,8 +65,8 @@ func TestEndpoints(t *testing.T) {
 		{name: "instance head", method: "HEAD", target: "/metadata/instance?api-version=2021-02-01", action: InstanceRead, covers: userdata},
 		{name: "instance without version", target: "/metadata/instance", action: InstanceRead, covers: userdata},
 		{name: "instance with slash", target: "/metadata/instance/?api-version=2021-02-01", action: InstanceRead, covers: userdata, forward: "/metadata/instance?api-version=2021-02-01"},
-		{name: "instance extended", target: "/metadata/instance?api-version=2021-08-01&extended=true", action: InstanceProvisioning, covers: userdata},
-		{name: "instance extended false", target: "/metadata/instance?extended=false", action: InstanceProvisioning, covers: userdata},
+		{name: "instance extended", target: "/metadata/instance?api-version=2021-08-01&extended=true", action: InstanceProvisioning, covers: whole},
+		{name: "instance extended false", target: "/metadata/instance?extended=false", action: InstanceProvisioning, covers: whole},
 		{name: "compute", target: "/metadata/instance/compute?api-version=2021-02-01&format=json", action: InstanceRead, covers: userdata},
 		{name: "compute name", target: "/metadata/instance/compute/name?api-version=2021-02-01&format=text", action: InstanceRead},
 		{name: "compute newer field", target: "/metadata/instance/compute/notYetDocumented?format=text", action: InstanceRead},

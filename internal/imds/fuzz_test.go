@@ -48,10 +48,54 @@ func FuzzClassify(f *testing.F) {
 		if again, refusal := Classify(Azure, r, "10.0.0.5"); refusal != nil || !reflect.DeepEqual(again, q) {
 			t.Fatalf("%q classifies to %+v, %v, want %+v", q.Target(), again, refusal, q)
 		}
+		checkSubtree(t, q)
+		checkRecord(t, q)
 		if s := q.Redacted(); strings.ContainsAny(s, " \n\r\x00\"\\") || !strings.HasPrefix(s, "/") {
 			t.Fatalf("redacted: %q", s)
 		}
 	})
+}
+
+// checkSubtree holds the subtree against the path, read another way.
+func checkSubtree(t *testing.T, q Query) {
+	t.Helper()
+	want := ""
+	if q.Action == InstanceRead {
+		segments := strings.Split(q.Path, "/")[3:]
+		want = strings.Join(slices.DeleteFunc(segments, func(s string) bool { return s[0] <= '9' }), "/")
+	}
+	if q.Subtree != want {
+		t.Fatalf("%s %s has the subtree %q, want %q", q.Action, q.Path, q.Subtree, want)
+	}
+}
+
+// checkRecord holds what a record tells against what was recorded: less, and
+// nothing else.
+func checkRecord(t *testing.T, q Query) {
+	t.Helper()
+	got, hidden, err := ParseRecord(q.Method, q.Redacted())
+	if err != nil {
+		if len(q.Path) <= maxShown {
+			t.Fatalf("%s: %v", q.Redacted(), err)
+		}
+		return
+	}
+	if len(got.Params)+len(hidden) != len(q.Params) {
+		t.Fatalf("%s: got %v without %v of %v", q.Redacted(), got.Params, hidden, q.Params)
+	}
+	for _, name := range hidden {
+		if _, ok := q.Param(name); !ok {
+			t.Fatalf("%s: %s was not there", q.Redacted(), name)
+		}
+	}
+	for _, p := range got.Params {
+		if v, ok := q.Param(p.Name); !ok || v != p.Value {
+			t.Fatalf("%s: got %v, want %q", q.Redacted(), p, v)
+		}
+	}
+	if got.Params = q.Params; !reflect.DeepEqual(got, q) {
+		t.Fatalf("%s: got %+v, want %+v", q.Redacted(), got, q)
+	}
 }
 
 func sameParams(t *testing.T, q Query, raw string) {

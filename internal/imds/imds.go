@@ -91,6 +91,12 @@ type Query struct {
 	// but not one of these must not see that part: see Blank.
 	Covers []Action
 
+	// Subtree is the part of the instance document that InstanceRead asks for:
+	// keys joined by "/", documented ones in documented letter case, array
+	// indexes left out ("network/interface/ipv4"). Empty for all of it, and for
+	// every other action.
+	Subtree string
+
 	Method string  // GET, HEAD or POST
 	Path   string  // starts with a slash, documented letter case, no trailing slash
 	Params []Param // sorted by name; names are unique and in documented letter case

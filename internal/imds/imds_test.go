@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func TestActions(t *testing.T) {
@@ -46,36 +48,55 @@ func TestSecret(t *testing.T) {
 	}
 }
 
-// The table of docs/protocol-azure.md §3 and the one in the code say the same.
+// The table of docs/protocol-azure.md §3 and the code say the same.
 func TestDocumentedEndpoints(t *testing.T) {
 	doc, err := os.ReadFile("../../docs/protocol-azure.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	documented := func(path, method string, a Action) bool {
-		for line := range strings.Lines(string(doc)) {
-			cells := strings.Split(line, "|")
-			if len(cells) > 3 && strings.Contains(cells[1], "`"+path+"`") && strings.TrimSpace(cells[2]) == method && strings.Contains(cells[3], "`"+string(a)+"`") {
-				return true
+	_, section, _ := strings.Cut(string(doc), "\n## §3 ")
+	section, _, _ = strings.Cut(section, "\n## ")
+	documented := make(map[Action][]string)
+	for line := range strings.Lines(section) {
+		if cells := strings.Split(line, "|"); len(cells) > 4 && strings.Contains(cells[3], "`") {
+			a := Action(strings.Split(cells[3], "`")[1])
+			for i, span := range strings.Split(cells[1], "`") {
+				if i%2 == 1 {
+					documented[a] = append(documented[a], strings.TrimSpace(cells[2])+" "+span)
+				}
 			}
-		}
-		return false
-	}
-	for i := range azureEndpoints {
-		e := &azureEndpoints[i]
-		if e.read != "" && !documented(e.path, "GET", e.read) {
-			t.Errorf("GET %s as %s is not documented", e.path, e.read)
-		}
-		if e.write != "" && !documented(e.path, "POST", e.write) {
-			t.Errorf("POST %s as %s is not documented", e.path, e.write)
 		}
 	}
 	for _, a := range Actions() {
-		if !strings.Contains(string(doc), "`"+string(a)+"`") {
-			t.Errorf("action %s is not documented", a)
+		want, got := slices.Sorted(slices.Values(documented[a])), slices.Sorted(slices.Values(Paths(Azure, a)))
+		if d := cmp.Diff(want, got); d != "" || len(got) == 0 {
+			t.Errorf("%s (-documented +code):\n%s", a, d)
 		}
+		delete(documented, a)
+	}
+	if len(documented) > 0 {
+		t.Errorf("actions that are none: %v", documented)
 	}
 	if !strings.Contains(string(doc), headerless) {
 		t.Errorf("the body %s is not documented", headerless)
+	}
+}
+
+// What Paths lists stands for the action that it lists it for.
+func TestPaths(t *testing.T) {
+	for _, a := range Actions() {
+		for _, path := range Paths(Azure, a) {
+			method, pattern, _ := strings.Cut(path, " ")
+			target := strings.NewReplacer("/…/", "/compute/", "/…", "/x", "=…", "=x", "…", "").Replace(pattern)
+			if q, f := Canonical(Azure, method, target); f != nil || q.Action != a {
+				t.Errorf("%s: %s is %s, %v, want %s", path, target, q.Action, f, a)
+			}
+		}
+	}
+	if got := Paths("elsewhere", VersionsRead); got != nil {
+		t.Errorf("another cloud: got %v", got)
+	}
+	if got := Paths(Azure, ""); got != nil {
+		t.Errorf("no action: got %v", got)
 	}
 }

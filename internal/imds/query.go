@@ -13,6 +13,7 @@ const (
 	maxParams = 16      // parameters of a query
 	maxName   = 64      // bytes of a parameter name on an endpoint without a list
 	maxShown  = 256     // bytes of one value, or of the path, in Redacted
+	ellipsis  = "…"     // of what Redacted hides or cuts; all else in it is ASCII
 )
 
 // Param is the decoded value of the parameter with that name in documented
@@ -56,9 +57,9 @@ func (q Query) Redacted() string {
 		case shown(p):
 			out = appendCut(out, appendEscaped(nil, p.Value, ":/@,"))
 		case p.Name == "nonce":
-			out = append(strconv.AppendInt(append(out, "…("...), int64(len(p.Value)), 10), ')')
+			out = append(strconv.AppendInt(append(out, ellipsis+"("...), int64(len(p.Value)), 10), ')')
 		default:
-			out = append(out, "…"...)
+			out = append(out, ellipsis...)
 		}
 	}
 	return string(out)
@@ -66,7 +67,7 @@ func (q Query) Redacted() string {
 
 func shown(p Param) bool {
 	switch p.Name {
-	case "api-version", "cred-api-version", "format", "resource", "client_id", "object_id", "msi_res_id", "mi_res_id":
+	case "api-version", "cred-api-version", "format", "resource", clientID, objectID, resourceID, oldResourceID:
 		return true
 	case "bypass_cache", extendedParam:
 		return p.Value == "true" || p.Value == "false"
@@ -83,7 +84,7 @@ func separator(i int) byte {
 
 func appendCut(dst, s []byte) []byte {
 	if len(s) > maxShown {
-		return append(append(dst, s[:maxShown]...), "…"...)
+		return append(append(dst, s[:maxShown]...), ellipsis...)
 	}
 	return append(dst, s...)
 }
