@@ -180,7 +180,7 @@ func TestDenied(t *testing.T) {
 			all := c.start(deadline(t), t, b, credentials...).attempts(t)
 			asked[c.name] = true
 			for _, got := range all {
-				if !strings.Contains(got.Error, "identity.token is not allowed: add identity.token to allow") {
+				if !strings.Contains(got.Error, "no rule allows identity.token: add {match: {name: "+c.name+"}, allow: [identity.token]} to the policy's rules") {
 					t.Errorf("%s: error does not name the missing rule: %q", got.Credential, got.Error)
 				}
 				if got.Took >= fast {

@@ -203,7 +203,7 @@ func TestCloudInitReprovisionData(t *testing.T) {
 // Under the default policy cloud-init in a container learns at once that it is
 // not for it, and why; a 400 would send it on to the fallback.
 func TestCloudInitDenied(t *testing.T) {
-	const want = `{"error":"imdsgate policy: instance.provisioning is not allowed: add instance.provisioning to allow"}`
+	const want = `{"error":"imdsgate policy: container boot: no rule allows instance.provisioning: add {match: {name: boot}, allow: [instance.provisioning]} to the policy's rules"}`
 	b := start(t, setup{containers: []string{"boot"}})
 	for _, url := range []string{extendedURL, reprovisionURL} {
 		ci := &cloudInit{ns: b.containers["boot"].NS}

@@ -9,6 +9,7 @@ declare -A need=(
   [setpriv]=util-linux [nsenter]=util-linux [unshare]=util-linux [node]=nodejs [npm]=npm [gcc]=gcc
   [tc]=iproute2 [bpftool]=bpftool [iptables]=iptables [tar]=tar
   [docker]=docker.io [dockerd]=docker.io [containerd]=containerd [runc]=runc [docker-compose]=docker-compose
+  [rsyslogd]=rsyslog [journalctl]=systemd
 )
 packages=()
 for program in "${!need[@]}"; do

@@ -73,7 +73,10 @@ The list:
   workloads:
     - name: web               # unique
       netns: /run/netns/web   # or pid: 4711
-      labels: {team: shop}    # optional`,
+      labels: {team: shop}    # optional, as are
+      image: registry.example/shop/web:3
+      digest: sha256:...      # of the image
+      pod: {namespace: shop, service-account: web, labels: {app: web}}`,
 		Example: `  imdsgate agent --docker
   imdsgate agent --docker --only-labelled
   imdsgate agent --workloads workloads.yaml

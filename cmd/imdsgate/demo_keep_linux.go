@@ -37,7 +37,7 @@ func (d *demo) invite() {
 	fmt.Fprintln(w, "and call the service:")
 	for _, x := range []struct{ what, curl, url string }{
 		{"a fact", "curl -s", instanceURL},
-		{"a token, which the policy denies", "curl -s", tokenURL},
+		{"a token, which the policy allows to web alone", "curl -s", tokenURL},
 		{"around the gate, where the guard drops it", "curl -m 3 --interface eth0", instanceURL},
 	} {
 		fmt.Fprintf(w, "  %s:\n    %s -H Metadata:true '%s'\n", x.what, x.curl, x.url)

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -152,7 +153,8 @@ type demoAsked struct {
 	Decision string  `json:"decision"`
 	Rule     string  `json:"rule"`
 	Reason   string  `json:"reason"`
-	Told     string  `json:"told"` // the start of the answer; a token is never asked for in vain
+	Identity string  `json:"identity,omitempty"` // that the gate chose for the caller
+	Told     string  `json:"told"`               // the start of the answer, or what it is; never a token
 	TookMS   float64 `json:"took_ms"`
 }
 
@@ -284,11 +286,29 @@ func (d *demo) start(ctx context.Context) (err error) {
 	if n != 2 {
 		return fmt.Errorf("agent attached %d containers, want 2", n)
 	}
-	if err := d.stack.StartProxy(ctx); err != nil {
+	if err := d.startProxy(ctx); err != nil {
 		return err
 	}
 	d.out.started(d.stack, time.Since(start))
 	return nil
+}
+
+// demoPolicy gives one of the two containers an identity.
+const demoPolicy = `allow: [versions.read, instance.read]
+rules:
+  - name: web has an identity
+    match: {name: web, proof: listener}
+    allow: [identity.token]
+    resource: https://management.azure.com
+    identity: {client_id: c1c10000-0000-0000-0000-000000000001}
+`
+
+func (d *demo) startProxy(ctx context.Context) error {
+	path := filepath.Join(d.stack.Dir, "policy.yaml")
+	if err := os.WriteFile(path, []byte(demoPolicy), 0o644); err != nil {
+		return err
+	}
+	return d.stack.StartProxy(ctx, "--policy", path)
 }
 
 // ask runs the client in a container.
@@ -356,7 +376,7 @@ func (d *demo) call(ctx context.Context) error {
 		}
 		for i, a := range as {
 			cl.Asked = append(cl.Asked, demoAsked{
-				Target: evs[i].Target, Status: a.Status, Decision: string(evs[i].Decision), Rule: evs[i].Rule, Reason: evs[i].Reason,
+				Target: evs[i].Target, Status: a.Status, Decision: string(evs[i].Decision), Rule: evs[i].Rule, Reason: evs[i].Reason, Identity: evs[i].Identity,
 				Told: excerpt(a), TookMS: a.Took,
 			})
 		}
@@ -380,8 +400,13 @@ func (c *demoClient) check(m redirect.Method) error {
 		return fmt.Errorf("%s: saw peer %s, want %s", c.Name, c.Peer, redirect.IMDS4)
 	case c.Method != string(m) || c.Proof != "listener":
 		return fmt.Errorf("%s: method %s, proof %s, want %s, listener", c.Name, c.Method, c.Proof, m)
-	case c.Asked[1].Status != 403 || c.Asked[1].Decision != "deny":
-		return fmt.Errorf("%s: token: status %d, %s, want 403, deny", c.Name, c.Asked[1].Status, c.Asked[1].Decision)
+	}
+	want := demoAsked{Status: 403, Decision: "deny"}
+	if c.Name == "web" {
+		want = demoAsked{Status: 200, Decision: "allow", Identity: "client_id=c1c10000-0000-0000-0000-000000000001"}
+	}
+	if got := c.Asked[1]; got.Status != want.Status || got.Decision != want.Decision || got.Identity != want.Identity {
+		return fmt.Errorf("%s: token: status %d, %s, identity %q, want %d, %s, %q", c.Name, got.Status, got.Decision, got.Identity, want.Status, want.Decision, want.Identity)
 	}
 	return nil
 }
@@ -392,10 +417,16 @@ func excerpt(a answer) string {
 		return a.Error
 	}
 	var doc struct {
-		Compute struct{ Name, Location, VMSize string }
+		Compute  struct{ Name, Location, VMSize string }
+		Token    string `json:"access_token"`
+		ClientID string `json:"client_id"`
 	}
-	if a.Status == 200 && json.Unmarshal([]byte(a.Body), &doc) == nil && doc.Compute.Name != "" {
+	err := json.Unmarshal([]byte(a.Body), &doc)
+	switch {
+	case err == nil && a.Status == 200 && doc.Compute.Name != "":
 		return fmt.Sprintf("vm %s, %s, in %s", doc.Compute.Name, doc.Compute.VMSize, doc.Compute.Location)
+	case err == nil && doc.Token != "":
+		return fmt.Sprintf("a token of the managed identity with client_id %s", doc.ClientID)
 	}
 	return a.Body
 }
@@ -474,7 +505,7 @@ func (d *demo) restart(ctx context.Context) error {
 		return ctx.Err()
 	}
 	d.audits = 0
-	if err := d.stack.StartProxy(ctx); err != nil {
+	if err := d.startProxy(ctx); err != nil {
 		return err
 	}
 	r := <-waiting

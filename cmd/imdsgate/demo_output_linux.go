@@ -83,6 +83,9 @@ func (o *demoOutput) client(c demoClient) {
 		o.line("GET %s", a.Target)
 		o.line("  %s %s  (%.1f ms)", o.paint(color, fmt.Sprint(a.Status)), o.paint(color, a.Decision), a.TookMS)
 		o.line("  told  %s", oneLine(a.Told))
+		if a.Identity != "" {
+			o.line("  as    %s, which the policy chose: the caller named none", a.Identity)
+		}
 		o.line("  why   %s (rule %s)", a.Reason, a.Rule)
 	}
 }

@@ -69,10 +69,10 @@ func newStack(t *testing.T, names ...string) (*testnet.Stack, []*testnet.Contain
 }
 
 // startLoad calls from a container until the returned function is called.
-func startLoad(t *testing.T, s *testnet.Stack, c *testnet.Container, clients int) func() counts {
+func startLoad(t *testing.T, s *testnet.Stack, c *testnet.Container, clients int, how ...string) func() counts {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %s", loadEnv, clients, instanceURL))
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %s %s", loadEnv, clients, instanceURL, strings.Join(how, " ")))
 	p, err := s.Spawn(c.NS, "load", cmd)
 	if err != nil {
 		t.Fatal(err)
@@ -117,7 +117,7 @@ func awaitAnswers(t *testing.T, p *testnet.Process, n int) {
 func TestKillUnderLoad(t *testing.T) {
 	const clients, outage = 16, 500 * time.Millisecond
 	startProxy := func(t *testing.T, s *testnet.Stack) {
-		if err := s.StartProxy(t.Context(), "--audit", "-"); err != nil {
+		if err := s.StartProxy(t.Context(), "--audit", "-", "--audit-rate", "0"); err != nil {
 			t.Error(err)
 		}
 	}

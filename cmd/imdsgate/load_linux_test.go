@@ -17,8 +17,8 @@ import (
 )
 
 // loadEnv makes the test binary a load generator: so many clients that call the
-// address, a new connection for each request, until SIGTERM. It prints its counts
-// as JSON.
+// address, a new connection for each request, until SIGTERM. With the word keep
+// every second client keeps its connection. It prints its counts as JSON.
 const loadEnv = "IMDSGATE_TEST_LOAD"
 
 func init() {
@@ -51,8 +51,8 @@ func (c *counts) add(d counts) {
 
 func loadMain(spec string) int {
 	var clients int
-	var url string
-	if _, err := fmt.Sscanf(spec, "%d %s", &clients, &url); err != nil {
+	var url, keep string
+	if n, err := fmt.Sscanf(spec, "%d %s %s", &clients, &url, &keep); n < 2 {
 		fmt.Fprintln(os.Stderr, err)
 		return 2
 	}
@@ -63,9 +63,9 @@ func loadMain(spec string) int {
 	total := counts{Status: make(map[int]int)}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
-	for range clients {
+	for i := range clients {
 		wg.Go(func() {
-			c := call(ctx, url)
+			c := call(ctx, url, keep == "keep" && i%2 == 1)
 			mu.Lock()
 			defer mu.Unlock()
 			total.add(c)
@@ -78,10 +78,10 @@ func loadMain(spec string) int {
 }
 
 // call asks again and again. A request under way when ctx ends is finished.
-func call(ctx context.Context, url string) counts {
+func call(ctx context.Context, url string, keep bool) counts {
 	c := counts{Status: make(map[int]int)}
 	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
-		DisableKeepAlives: true, DialContext: (&net.Dialer{}).DialContext,
+		DisableKeepAlives: !keep, DialContext: (&net.Dialer{}).DialContext,
 	}}
 	for ctx.Err() == nil {
 		req, err := http.NewRequest(http.MethodGet, url, nil)

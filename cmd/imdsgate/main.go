@@ -124,7 +124,7 @@ Exit codes of every command:
 	}
 	root.Flags().BoolVar(&showVersion, "version", false, "the same as the command version")
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(versionCmd(e), simulateCmd(e), proxyCmd(e), forwardCmd(e), locateCmd(e))
+	root.AddCommand(versionCmd(e), simulateCmd(e), proxyCmd(e), forwardCmd(e), locateCmd(e), policyCmd(e), auditCmd(e))
 	root.AddCommand(platformCommands(e)...)
 	root.SetHelpCommand(helpCmd(root))
 	root.InitDefaultCompletionCmd()

@@ -4,29 +4,28 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"os"
 	"regexp"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"imdsgate/internal/audit"
 	"imdsgate/internal/gate"
 	"imdsgate/internal/imds"
-	"imdsgate/internal/policy"
+	"imdsgate/internal/status"
 	"imdsgate/internal/upstream"
 	"imdsgate/internal/workload"
 )
 
 type proxyFlags struct {
-	agent, listen, upstream, policy, audit string
-	hosts                                  []string
-	limits                                 gate.Limits
-	ensureRoute                            bool
-	logJSON                                bool
+	agent, listen, upstream, policy, control string
+	controlAsked                             bool
+	audit                                    auditSpec
+	hosts                                    []string
+	limits                                   gate.Limits
+	ensureRoute                              bool
+	logJSON                                  bool
 }
 
 func proxyCmd(e *env) *cobra.Command {
@@ -42,12 +41,11 @@ metadata service, from the agent: it needs no network, no capability and no
 particular user. With --listen it listens and dials by itself; callers are then
 known by their address only.
 
-The policy file lists typed actions; what is not allowed is denied:
-  allow: [versions.read, instance.read, events.read, identity.token]
-  deny: [events.approve]
-Without one, facts about the VM and its events may be read, and nothing that is
-a secret. The actions:
-` + actionTable(),
+The policy says which container may do what: see 'imdsgate policy --help'. What it
+does not allow is denied. Without one, facts about the VM and its events may be
+read, and nothing that is a secret. The file is read again when it has changed, and
+at SIGHUP; one that is wrong changes nothing, and is in the log. While there has
+been no good one everything is denied, and the proxy is not ready.`,
 		Example: `  imdsgate proxy --agent /run/imdsgate/agent.sock --policy policy.yaml
   imdsgate proxy --listen :80 --audit /var/log/imdsgate.jsonl
   imdsgate proxy --listen :80 --ensure-route`,
@@ -64,6 +62,7 @@ a secret. The actions:
 			case byHand && f.listen == "":
 				return usageError("--listen: want an address, like :80")
 			}
+			f.controlAsked = cmd.Flags().Changed("control")
 			return runProxy(e, f)
 		},
 	}
@@ -73,7 +72,8 @@ a secret. The actions:
 	fl.BoolVar(&f.ensureRoute, "ensure-route", false, "with --listen: keep a host route to the service by the default gateway (CAP_NET_ADMIN)")
 	fl.StringVar(&f.upstream, "upstream", defaultUpstream, "the metadata service; the agent's must be the same")
 	fl.StringVar(&f.policy, "policy", "", "policy file (default: facts may be read, secrets may not)")
-	fl.StringVar(&f.audit, "audit", "-", "file that audit lines are appended to; - is stdout")
+	fl.StringVar(&f.control, "control", controlSocket, "unix socket for 'imdsgate policy explain' and the like, for this user and root; unless it is given, only where its folder is there")
+	f.audit.flags(fl)
 	fl.StringArrayVar(&f.hosts, "host", nil, "further value of Host to accept, beside the service's addresses (repeatable)")
 	fl.IntVar(&f.limits.Conns, "max-connections", 256, "connections of one workload at the same time")
 	fl.IntVar(&f.limits.InFlight, "max-in-flight", 64, "requests of one workload to the service at the same time")
@@ -139,30 +139,37 @@ func runProxy(e *env, f proxyFlags) error {
 			return fmt.Errorf("give up privileges: %w", err)
 		}
 	}
-	p, err := readPolicy(f.policy)
-	if err != nil {
-		return err
-	}
-	out, err := openAudit(f.audit, e.stdout)
-	if err != nil {
-		return err
-	}
-	defer out.Close()
 	outliveReaders()
 	log := newLogger(e.stderr, f.logJSON)
+	sink, record, err := openAuditSink(f.audit, e.stdout, log)
+	if err != nil {
+		return err
+	}
+	defer record.Close()
 	client := &upstream.Client{Host: u.Host}
 	defer client.CloseIdle()
+	rules := followPolicy(f.policy, log)
 	g := &gate.Gate{
-		Cloud: imds.Azure, Hosts: f.hosts, Directory: &workload.Directory{}, Policy: p, Source: client,
-		Audit: audit.NewJSON(out), Log: log, Limits: f.limits,
+		Cloud: imds.Azure, Hosts: f.hosts, Directory: &workload.Directory{}, Policy: rules.current, Source: client,
+		Audit: sink, Log: log, Limits: f.limits,
 	}
+	control := &control{path: f.control, asked: f.controlAsked, log: log,
+		handler: status.Handler{Cloud: g.Cloud, Policy: g.Policy, Directory: g.Directory, Ready: rules.isReady.Load}}
+	besides, stop := context.WithCancel(e.ctx)
+	defer control.wait()
+	defer stop()
+	if err := control.start(besides); err != nil {
+		return err
+	}
+	// Nobody waits for it: a file may be where reading takes for ever.
+	go rules.run(besides)
 	switch {
 	case f.ensureRoute:
-		err = withRoute(e.ctx, addr.Addr(), log, func(ctx context.Context) error { return serveListen(ctx, f, g, log) })
+		err = withRoute(e.ctx, addr.Addr(), log, func(ctx context.Context) error { return serveListen(ctx, f, g, rules, log) })
 	case f.listen != "":
-		err = serveListen(e.ctx, f, g, log)
+		err = serveListen(e.ctx, f, g, rules, log)
 	default:
-		err = serveAgent(e, f, addr, g, client, log)
+		err = serveAgent(e, f, addr, g, client, rules, log)
 	}
 	return errors.Join(err, drain(g, f))
 }
@@ -178,49 +185,13 @@ func drain(g *gate.Gate, f proxyFlags) error {
 }
 
 // serveListen is the proxy by hand: one listener of its own.
-func serveListen(ctx context.Context, f proxyFlags, g *gate.Gate, log *slog.Logger) error {
+func serveListen(ctx context.Context, f proxyFlags, g *gate.Gate, rules *policyFile, log *slog.Logger) error {
 	l, err := listenOn(ctx, "--listen", f.listen, ":8080")
 	if err != nil {
 		return err
 	}
-	log.Info("ready", "listen", l.Addr().String(), "upstream", f.upstream, "proof", workload.Address)
+	go rules.whenReady(ctx, func() {
+		log.Info("ready", "listen", l.Addr().String(), "upstream", f.upstream, "proof", workload.Address)
+	})
 	return g.Serve(ctx, gate.Listener{Listener: l, Method: "listen", Proof: workload.Address})
 }
-
-func readPolicy(path string) (*policy.Policy, error) {
-	if path == "" {
-		return policy.Default(), nil
-	}
-	text, err := os.ReadFile(path)
-	switch {
-	case errors.Is(err, os.ErrPermission):
-		return nil, withHint(usageError("--policy: %v", err), fmt.Sprintf(
-			"the proxy runs as uid %d, which must be able to read the file and to pass its folders: as in /etc/imdsgate/policy.yaml, mode 644", os.Geteuid()))
-	case err != nil:
-		return nil, withHint(usageError("--policy: %v", err), "without --policy facts may be read, and nothing that is a secret")
-	}
-	p, err := policy.Parse(path, text)
-	if err != nil {
-		return nil, withHint(usageError("%v", err), "see 'imdsgate proxy --help' for the form of the policy")
-	}
-	return p, nil
-}
-
-// openAudit opens the file for audit lines, readable by its owner only.
-func openAudit(path string, stdout io.Writer) (io.WriteCloser, error) {
-	if path == "-" {
-		return nopCloser{stdout}, nil
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|noFollow, 0o600)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return nil, missingFolder("--audit", path)
-	case err != nil:
-		return nil, withHint(usageError("--audit: %v", err), "give a file, no symbolic link, that the proxy may append to, or - for stdout")
-	}
-	return f, nil
-}
-
-type nopCloser struct{ io.Writer }
-
-func (nopCloser) Close() error { return nil }

@@ -20,8 +20,6 @@ import (
 	"imdsgate/internal/workload"
 )
 
-const noFollow = unix.O_NOFOLLOW
-
 // harden makes sure that this process can never gain a privilege that it does
 // not have, and that others of the same user cannot read its memory, where
 // tokens are. The main goroutine calls it, before anything was opened.
@@ -64,7 +62,7 @@ func outliveReaders() { signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE) }
 // serveAgent serves what the agent hands over, until the signal to end; then it
 // takes nothing more, lets requests in flight end, and only then leaves the agent,
 // whom they may need for a connection.
-func serveAgent(e *env, f proxyFlags, to netip.AddrPort, g *gate.Gate, up *upstream.Client, log *slog.Logger) error {
+func serveAgent(e *env, f proxyFlags, to netip.AddrPort, g *gate.Gate, up *upstream.Client, rules *policyFile, log *slog.Logger) error {
 	if os.Geteuid() == 0 {
 		log.Warn("the proxy runs as root and needs no privilege at all: run it as another user")
 	}
@@ -75,8 +73,10 @@ func serveAgent(e *env, f proxyFlags, to netip.AddrPort, g *gate.Gate, up *upstr
 	go func() {
 		select {
 		case <-c.Synced():
-			log.Info("ready", "agent", f.agent, "attached", g.Directory.Len(), "upstream", f.upstream, "uid", os.Geteuid())
-			notifyReady(e.getenv)
+			rules.whenReady(e.ctx, func() {
+				log.Info("ready", "agent", f.agent, "attached", g.Directory.Len(), "upstream", f.upstream, "uid", os.Geteuid())
+				notifyReady(e.getenv)
+			})
 		case <-e.ctx.Done():
 		}
 	}()

@@ -10,12 +10,10 @@ import (
 	"imdsgate/internal/upstream"
 )
 
-const noFollow = 0
-
 func harden() error { return nil }
 
 func outliveReaders() {}
 
-func serveAgent(*env, proxyFlags, netip.AddrPort, *gate.Gate, *upstream.Client, *slog.Logger) error {
+func serveAgent(*env, proxyFlags, netip.AddrPort, *gate.Gate, *upstream.Client, *policyFile, *slog.Logger) error {
 	return withHint(unsupported("--agent: there is no agent on this platform yet"), "run the proxy with --listen :80")
 }

@@ -46,6 +46,7 @@ type host struct {
 type listed struct {
 	mu      sync.Mutex
 	m       map[string]discover.Found
+	missing []discover.Missing
 	changed chan struct{}
 }
 
@@ -70,7 +71,7 @@ func (l *listed) Find() (found []discover.Found, missing []discover.Missing) {
 	for _, f := range l.m {
 		found = append(found, f)
 	}
-	return found, nil
+	return found, l.missing
 }
 
 // lines is a log that can be searched.
@@ -354,6 +355,61 @@ func TestSharedNamespaceIsOneWorkload(t *testing.T) {
 		h.answers(ns, "a+b")
 		h.exactlyOne(ns)
 	})
+}
+
+// TestHugeDescriptionStopsNobodyElse has a workload get more labels than can be
+// handed over, among others and in a shared namespace: nobody answers it any more,
+// and not under what was known before; all others are served.
+func TestHugeDescriptionStopsNobodyElse(t *testing.T) {
+	h := newHost(t, redirect.NFTables)
+	web, pod, db := h.namespace("web"), h.namespace("pod"), h.namespace("db")
+	huge := map[string]string{"a": strings.Repeat("x", 200<<10)}
+	h.source.set("web", web.Path(), nil)
+	h.source.set("a", pod.Path(), nil)
+	h.start()
+	h.connect()
+	h.answers(web, "web")
+	h.answers(pod, "a")
+	h.source.set("web", web.Path(), huge)
+	h.source.set("b", pod.Path(), huge)
+	eventually(t, "both are let go", func() bool { held, _ := h.proxy.counts(); return held == 0 })
+	h.source.set("db", db.Path(), nil)
+	h.answers(db, "db")
+	if said, _, _ := testnet.Ask(web, "tcp", redirect.IMDS4.String()); said != "" {
+		t.Errorf("answered %q without a description", said)
+	}
+	for _, want := range []string{"workload=test:web error=", "workload=test:a+test:b error=", "description too large to hand over"} {
+		if !h.log.has(want) {
+			t.Errorf("log lacks %q", want)
+		}
+	}
+	h.hang()
+	h.connect() // another proxy is not told either
+	h.answers(db, "db")
+	if held, _ := h.proxy.counts(); held != 1 {
+		t.Errorf("the next proxy holds %d, want 1", held)
+	}
+	h.source.set("web", web.Path(), map[string]string{"a": "b"})
+	h.source.set("b", "", nil)
+	h.answers(web, "web")
+	h.answers(pod, "a")
+}
+
+// TestOptOutIsSaidOnce has a container that gets no metadata, and a log that says why.
+func TestOptOutIsSaidOnce(t *testing.T) {
+	h := newHost(t, redirect.NFTables)
+	h.source.missing = []discover.Missing{{ID: "test:out", Err: fmt.Errorf("%w: container out", discover.ErrOptedOut)}}
+	h.start()
+	h.source.set("web", h.namespace("web").Path(), nil)
+	h.connect()
+	eventually(t, "a later look", func() bool { held, _ := h.proxy.counts(); return held == 1 })
+	h.log.mu.Lock()
+	text := h.log.b.String()
+	h.log.mu.Unlock()
+	want := `level=INFO msg="workload opted out: it gets no metadata" workload=test:out why="not covered: the label imdsgate.enable=false: container out"`
+	if strings.Count(text, want) != 1 || strings.Count(text, "test:out") != 1 {
+		t.Errorf("want once: %s\n%s", want, text)
+	}
 }
 
 func TestListenerKilledFromInside(t *testing.T) {

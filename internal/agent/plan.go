@@ -81,13 +81,24 @@ func Plan(want map[Key]workload.Workload, have map[Key]Held, backoff map[Key]Bac
 	return steps
 }
 
+// equal compares everything that is known of two workloads.
 func equal(a, b workload.Workload) bool {
-	return a.ID == b.ID && a.Name == b.Name && a.Image == b.Image && slices.Equal(a.Members, b.Members) && maps.Equal(a.Labels, b.Labels)
+	return a.ID == b.ID && a.Name == b.Name && a.Image == b.Image && a.ImageID == b.ImageID &&
+		maps.Equal(a.Labels, b.Labels) && maps.Equal(a.ImageLabels, b.ImageLabels) &&
+		equalPods(a.Pod, b.Pod) && slices.EqualFunc(a.Members, b.Members, equal)
+}
+
+func equalPods(a, b *workload.Pod) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.Namespace == b.Namespace && a.ServiceAccount == b.ServiceAccount && a.Claimed == b.Claimed && maps.Equal(a.Labels, b.Labels)
 }
 
 // Group makes one workload of those that share a namespace, which the kernel
-// cannot tell apart: it has all their names, and only the labels on which they
-// agree. The order of members does not matter, and those without ID do not count.
+// cannot tell apart. It has all their names and nothing else of its own: what it
+// may do is what each of Members may, so a label here could only mislead. The
+// order of members does not matter, and those without ID do not count.
 func Group(members []workload.Workload) workload.Workload {
 	members = slices.DeleteFunc(slices.Clone(members), func(w workload.Workload) bool { return w.ID == "" })
 	switch len(members) {
@@ -97,18 +108,13 @@ func Group(members []workload.Workload) workload.Workload {
 		return members[0]
 	}
 	slices.SortFunc(members, func(a, b workload.Workload) int { return cmp.Compare(a.ID, b.ID) })
-	var ids, names []string
-	labels := maps.Clone(members[0].Labels)
+	ids := make([]string, 0, len(members))
 	for _, m := range members {
-		ids, names = append(ids, string(m.ID)), append(names, m.Name)
-		for k, v := range labels {
-			if m.Labels[k] != v {
-				delete(labels, k)
-			}
-		}
+		ids = append(ids, string(m.ID))
 	}
-	slices.Sort(names)
-	return workload.Workload{ID: workload.ID(strings.Join(ids, "+")), Name: strings.Join(names, "+"), Labels: labels, Members: names}
+	w := workload.Workload{ID: workload.ID(strings.Join(ids, "+")), Members: members}
+	w.Name = strings.Join(w.MemberNames(), "+")
+	return w
 }
 
 // next is the back-off after one more failure: half a second, doubled each time,

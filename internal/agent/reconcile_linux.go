@@ -239,9 +239,14 @@ func (a *Agent) note(trouble map[string]error) {
 		text := id + ": " + err.Error()
 		last[text] = true
 		if !a.noted[text] {
-			if errors.Is(err, discover.ErrHostNetwork) {
+			switch {
+			case errors.Is(err, discover.ErrOptedOut):
+				a.Log.Info("workload opted out: it gets no metadata", "workload", id, "why", err)
+			case errors.Is(err, discover.ErrHostNetwork):
 				a.Log.Warn("workload is the host: not steered, not guarded", "workload", id, "why", err)
-			} else {
+			case errors.Is(err, handover.ErrTooLarge):
+				a.Log.Warn("workload not handed over: it gets no metadata until its labels are fewer", "workload", id, "error", err)
+			default:
 				a.Log.Warn("workload not attached: tried again", "workload", id, "error", err)
 			}
 		}

@@ -2,14 +2,14 @@ package audit_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"reflect"
+	"regexp"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 	"unicode"
@@ -25,12 +25,34 @@ import (
 func full() audit.Event {
 	return audit.Event{
 		Time: time.Date(2030, 1, 2, 3, 4, 5, 6000, time.FixedZone("", 3600)), ID: 7, Conn: 3,
-		Workload: "static:web", Name: "web", Members: []string{"sidecar", "web"},
+		Workload: "static:web", Name: "web", Compose: "shop/web", Pod: "shop/default", Members: []string{"sidecar", "web"}, Member: "sidecar",
 		Proof: workload.Listener, Method: "sklookup", Peer: netip.MustParseAddrPort("127.0.0.1:40000"),
-		Verb: "GET", Action: imds.InstanceRead, Target: "/metadata/instance?api-version=2021-02-01&format=json",
-		Decision: audit.Allow, Rule: "p.yaml:2", Reason: "instance.read is in allow",
-		Blanked: []imds.Action{imds.InstanceUserdata}, Status: 200, Bytes: 4096, Duration: 1500, Upstream: true, Count: 2,
+		Verb: "GET", Action: imds.InstanceRead, Target: "/metadata/instance?api-version=2021-02-01&format=json", Identity: "client_id=1",
+		Decision: audit.Allow, Rule: "p.yaml:2", Reason: "instance.read is in allow", Snapshot: 4, Mode: "audit", Would: "deny",
+		Blanked: []imds.Action{imds.InstanceUserdata}, Cut: []string{"compute/tags"}, Kept: []string{"compute"},
+		Status: 200, Bytes: 4096, Duration: 1500, Upstream: true, Cache: "hit", Count: 2, Until: time.Date(2030, 1, 2, 3, 4, 5, 7000, time.FixedZone("", 3600)),
 	}
+}
+
+// written has a Log write events to out, and returns when that is done.
+func written(t *testing.T, l *audit.Log, out audit.Out, events ...audit.Event) {
+	t.Helper()
+	l.Out = out
+	for _, e := range events {
+		if err := l.Record(e); err != nil {
+			t.Error(err)
+		}
+	}
+	l.Run(canceled)
+}
+
+// lines of events, without the start record before them.
+func eventLines(t *testing.T, events ...audit.Event) string {
+	t.Helper()
+	var buf bytes.Buffer
+	written(t, new(audit.Log), audit.NewStream(&buf), events...)
+	_, rest, _ := strings.Cut(buf.String(), "\n")
+	return rest
 }
 
 // The names are an interface: log pipelines are built on them.
@@ -40,19 +62,22 @@ func TestLineIsStable(t *testing.T) {
 		want  string
 	}{
 		"full": {full(), `{"time":"2030-01-02T02:04:05.000006Z","id":7,"conn":3,` +
-			`"workload":"static:web","name":"web","members":["sidecar","web"],"proof":"listener","method":"sklookup","peer":"127.0.0.1:40000",` +
-			`"verb":"GET","action":"instance.read","target":"/metadata/instance?api-version=2021-02-01&format=json",` +
-			`"decision":"allow","rule":"p.yaml:2","reason":"instance.read is in allow","blanked":["instance.userdata"],` +
-			`"status":200,"bytes":4096,"duration_us":1500,"upstream":true,"count":2}` + "\n"},
+			`"workload":"static:web","name":"web","compose":"shop/web","pod":"shop/default","members":["sidecar","web"],"member":"sidecar",` +
+			`"proof":"listener","method":"sklookup","peer":"127.0.0.1:40000",` +
+			`"verb":"GET","action":"instance.read","target":"/metadata/instance?api-version=2021-02-01&format=json","identity":"client_id=1",` +
+			`"decision":"allow","rule":"p.yaml:2","reason":"instance.read is in allow","snapshot":4,"mode":"audit","would":"deny",` +
+			`"blanked":["instance.userdata"],"cut":["compute/tags"],"kept":["compute"],` +
+			`"status":200,"bytes":4096,"duration_us":1500,"upstream":true,"cache":"hit","count":2,"until":"2030-01-02T02:04:05.000007Z"`},
 		"zero": {audit.Event{}, `{"time":"0001-01-01T00:00:00Z","id":0,"conn":0,"workload":"","proof":"none","method":"","peer":"",` +
-			`"verb":"","action":"","target":"","decision":"","reason":"","status":0,"bytes":0,"duration_us":0,"upstream":false}` + "\n"},
+			`"verb":"","action":"","target":"","decision":"","reason":"","snapshot":0,"status":0,"bytes":0,"duration_us":0,"upstream":false`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var buf bytes.Buffer
-			if err := audit.NewJSON(&buf).Record(tc.event); err != nil {
-				t.Fatal(err)
+			got := eventLines(t, tc.event)
+			at := strings.LastIndex(got, `,"seq":2,"chain":"`)
+			if at < 0 || !regexp.MustCompile(`^[0-9a-f]{64}"}\n$`).MatchString(got[at+len(`,"seq":2,"chain":"`):]) {
+				t.Fatalf("not sealed: %q", got)
 			}
-			if d := cmp.Diff(tc.want, buf.String()); d != "" {
+			if d := cmp.Diff(tc.want, got[:at]); d != "" {
 				t.Errorf("(-want +got)\n%s", d)
 			}
 		})
@@ -81,6 +106,11 @@ var hostile = map[string]struct{ text, want string }{
 func TestCallerCannotBreakTheLine(t *testing.T) {
 	fields := map[string]func(*audit.Event, string){
 		"workload": func(e *audit.Event, s string) { e.Workload = workload.ID(s) },
+		"compose":  func(e *audit.Event, s string) { e.Compose = s },
+		"pod":      func(e *audit.Event, s string) { e.Pod = s },
+		"member":   func(e *audit.Event, s string) { e.Member = s },
+		"identity": func(e *audit.Event, s string) { e.Identity = s },
+		"kept":     func(e *audit.Event, s string) { e.Kept = []string{s} },
 		"name":     func(e *audit.Event, s string) { e.Name = s },
 		"members":  func(e *audit.Event, s string) { e.Members = []string{s} },
 		"verb":     func(e *audit.Event, s string) { e.Verb = s },
@@ -95,13 +125,9 @@ func TestCallerCannotBreakTheLine(t *testing.T) {
 				set(&e, tc.text)
 				want = full()
 				set(&want, tc.want)
-				var buf bytes.Buffer
-				if err := audit.NewJSON(&buf).Record(e); err != nil {
-					t.Fatal(err)
-				}
-				line, rest, _ := strings.Cut(buf.String(), "\n")
+				line, rest, _ := strings.Cut(eventLines(t, e), "\n")
 				if rest != "" {
-					t.Errorf("more than one line: %q", buf.String())
+					t.Errorf("more than one line: %q", rest)
 				}
 				if i := strings.IndexFunc(line, func(r rune) bool { return !unicode.IsPrint(r) }); i >= 0 {
 					t.Errorf("not printable from %q on", line[i:])
@@ -115,68 +141,6 @@ func TestCallerCannotBreakTheLine(t *testing.T) {
 				}
 			})
 		}
-	}
-}
-
-// writes notes each call of Write.
-type writes struct {
-	calls []string
-	n     int
-	err   error
-}
-
-func (w *writes) Write(p []byte) (int, error) {
-	w.calls = append(w.calls, string(p))
-	if w.err != nil || w.n > 0 {
-		return w.n, w.err
-	}
-	return len(p), nil
-}
-
-func TestOneWriteForOneEvent(t *testing.T) {
-	var w writes
-	j := audit.NewJSON(&w)
-	const workers, each = 8, 50
-	var wg sync.WaitGroup
-	for i := range workers {
-		wg.Go(func() {
-			for k := range each {
-				e := full()
-				e.ID, e.Reason = uint64(i*each+k), strings.Repeat("\u2028", 1+k*20)
-				if err := j.Record(e); err != nil {
-					t.Error(err)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	seen := make(map[uint64]bool)
-	for _, call := range w.calls {
-		var e audit.Event
-		if err := json.Unmarshal([]byte(call), &e); err != nil || !strings.HasSuffix(call, "}\n") {
-			t.Fatalf("not one whole line: %q: %v", call, err)
-		}
-		seen[e.ID] = true
-	}
-	if len(w.calls) != workers*each || len(seen) != workers*each {
-		t.Errorf("got %d writes of %d events, want %d of each", len(w.calls), len(seen), workers*each)
-	}
-}
-
-func TestLostEventIsAnError(t *testing.T) {
-	full := errors.New("no space left")
-	for name, tc := range map[string]struct {
-		w    writes
-		want error
-	}{
-		"writer_fails":           {writes{err: full}, full},
-		"writer_takes_only_half": {writes{n: 10}, io.ErrShortWrite},
-	} {
-		t.Run(name, func(t *testing.T) {
-			if err := audit.NewJSON(&tc.w).Record(audit.Event{}); !errors.Is(err, tc.want) {
-				t.Errorf("got %v, want %v", err, tc.want)
-			}
-		})
 	}
 }
 
@@ -206,10 +170,14 @@ func TestRingKeepsTheLast(t *testing.T) {
 	}
 }
 
+type broken struct{ err error }
+
+func (b broken) Record(audit.Event) error { return b.err }
+
 func TestTeeGoesOnAfterAnError(t *testing.T) {
 	first, second := errors.New("first"), errors.New("second")
 	r := audit.NewRing(1)
-	tee := audit.Tee{audit.NewJSON(&writes{err: first}), r, audit.NewJSON(&writes{err: second})}
+	tee := audit.Tee{broken{first}, r, broken{second}}
 	err := tee.Record(audit.Event{ID: 9})
 	if !errors.Is(err, first) || !errors.Is(err, second) {
 		t.Errorf("got %v, want both errors", err)
@@ -232,12 +200,9 @@ func TestEventHasNoPlaceForBodies(t *testing.T) {
 	}
 }
 
-func BenchmarkJSON(b *testing.B) {
-	j, e := audit.NewJSON(io.Discard), full()
-	b.ReportAllocs()
-	for b.Loop() {
-		if err := j.Record(e); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
+// canceled has a Log's Run write what was recorded, and return.
+var canceled = func() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}()

@@ -61,6 +61,15 @@ type entry struct {
 	Netns  string            `yaml:"netns"`
 	PID    int               `yaml:"pid"`
 	Labels map[string]string `yaml:"labels"`
+	Image  string            `yaml:"image"`
+	Digest string            `yaml:"digest"`
+	Pod    *podEntry         `yaml:"pod"`
+}
+
+type podEntry struct {
+	Namespace      string            `yaml:"namespace"`
+	ServiceAccount string            `yaml:"service-account"`
+	Labels         map[string]string `yaml:"labels"`
 }
 
 // ParseStatic reads a list:
@@ -68,8 +77,12 @@ type entry struct {
 //	workloads:
 //	  - name: web              # unique
 //	    netns: /run/netns/web  # absolute; or pid: 4711
-//	    labels: {team: shop}   # optional
+//	    labels: {team: shop}   # optional, as all that follows
+//	    image: registry.example/shop/web:3
+//	    digest: sha256:…       # of the image
+//	    pod: {namespace: shop, service-account: web, labels: {app: web}}
 //
+// Whoever writes the list vouches for it: its labels are those of the runner.
 // Errors name the file and line, and what was expected.
 func ParseStatic(name string, text []byte) (*Static, error) {
 	var doc struct {
@@ -114,8 +127,23 @@ func (e entry) check() error {
 		return fmt.Errorf("workload %q: netns %q: want an absolute path, as in /run/netns/%[1]s", e.Name, e.Netns)
 	case e.PID < 0:
 		return fmt.Errorf("workload %q: pid %d: want a positive number", e.Name, e.PID)
+	case e.Digest != "" && !digestForm.MatchString(e.Digest):
+		return fmt.Errorf("workload %q: digest %q: want sha256: and 64 hexadecimal digits in lower case", e.Name, e.Digest)
+	case e.Pod != nil && e.Pod.Namespace == "":
+		return fmt.Errorf("workload %q: pod without namespace", e.Name)
 	}
 	return nil
+}
+
+var digestForm = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
+
+// workload is what the entry says; a workload is not changed by who gets it.
+func (e entry) workload() workload.Workload {
+	w := workload.Workload{ID: workload.ID("static:" + e.Name), Name: e.Name, Labels: e.Labels, Image: e.Image, ImageID: e.Digest}
+	if p := e.Pod; p != nil {
+		w.Pod = &workload.Pod{Namespace: p.Namespace, ServiceAccount: p.ServiceAccount, Labels: p.Labels}
+	}
+	return w
 }
 
 // yamlError turns the library's "line N: …", which speaks of Go types, into
@@ -131,7 +159,7 @@ func yamlError(name string, err error) error {
 	if text == "EOF" {
 		text = "empty: want a list under the key workloads"
 	}
-	text = unknownKey.ReplaceAllString(text, "unknown key \"$1\": want workloads at the top, and name, netns, pid, labels in each")
+	text = unknownKey.ReplaceAllString(text, "unknown key \"$1\": want workloads at the top; name, netns or pid, labels, image, digest, pod in each; namespace, service-account, labels in a pod")
 	text = wrongType.ReplaceAllStringFunc(text, func(s string) string {
 		m := wrongType.FindStringSubmatch(s)
 		return "got " + m[1] + ", want " + cmp.Or(wanted[m[2]], m[2])
@@ -142,7 +170,7 @@ func yamlError(name string, err error) error {
 var (
 	unknownKey = regexp.MustCompile(`^field (\S+) not found in type .*$`)
 	wrongType  = regexp.MustCompile("^cannot unmarshal !!\\w+ (?:`(.*)` )?into (\\S+)$")
-	wanted     = map[string]string{"int": "a number", "string": "a text", "[]discover.entry": "a list", "discover.entry": "a workload: name, and netns or pid", "map[string]string": "labels as name: value"}
+	wanted     = map[string]string{"int": "a number", "string": "a text", "[]discover.entry": "a list", "discover.entry": "a workload: name, and netns or pid", "discover.podEntry": "a pod: namespace, service-account, labels", "map[string]string": "labels as name: value"}
 )
 
 // Inherit takes over from the list that this one replaces which processes the pids
@@ -163,7 +191,7 @@ func (s *Static) Changed() <-chan struct{} { return nil }
 // meanwhile is not taken for the workload.
 func (s *Static) Find() (found []Found, missing []Missing) {
 	for _, e := range s.entries {
-		w := workload.Workload{ID: workload.ID("static:" + e.Name), Name: e.Name, Labels: e.Labels}
+		w := e.workload()
 		path, err := s.locate(e)
 		if err != nil {
 			missing = append(missing, Missing{w.ID, err})

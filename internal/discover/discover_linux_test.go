@@ -5,9 +5,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"imdsgate/internal/workload"
 )
 
 func TestParseStaticRefuses(t *testing.T) {
@@ -26,6 +29,14 @@ func TestParseStaticRefuses(t *testing.T) {
 		{"netns_by_name", "workloads:\n  - {name: a, netns: web}\n", "f.yaml:2: workload \"a\": netns \"web\": want an absolute path, as in /run/netns/a"},
 		{"relative_netns", "workloads:\n  - {name: a, netns: run/netns/web}\n", "f.yaml:2: workload \"a\": netns \"run/netns/web\": want an absolute path"},
 		{"negative_pid", "workloads:\n  - {name: a, pid: -3}\n", "f.yaml:2: workload \"a\": pid -3: want a positive number"},
+		{"digest_of_another_kind", "workloads:\n  - {name: a, pid: 3, digest: \"sha512:00\"}\n", "f.yaml:2: workload \"a\": digest \"sha512:00\": want sha256: and 64"},
+		{"digest_without_kind", "workloads:\n  - {name: a, pid: 3, digest: " + strings.Repeat("a", 64) + "}\n", "f.yaml:2: workload \"a\": digest \"aaa"},
+		{"digest_in_upper_case", "workloads:\n  - {name: a, pid: 3, digest: \"sha256:" + strings.Repeat("A", 64) + "\"}\n", "f.yaml:2: workload \"a\": digest \"sha256:AAA"},
+		{"digest_with_more_behind", "workloads:\n  - {name: a, pid: 3, digest: \"sha256:" + strings.Repeat("a", 64) + "\\n\"}\n", "f.yaml:2: workload \"a\": digest \"sha256:aaa"},
+		{"pod_without_namespace", "workloads:\n  - {name: a, pid: 3, pod: {service-account: web}}\n", "f.yaml:2: workload \"a\": pod without namespace"},
+		{"pod_with_unknown_key", "workloads:\n  - name: a\n    pod:\n      serviceAccount: web\n", `f.yaml:4: unknown key "serviceAccount": want workloads at the top; name, netns or pid, labels, image, digest, pod in each; namespace, service-account, labels in a pod`},
+		{"pod_is_a_text", "workloads:\n  - name: a\n    pod: shop\n", "f.yaml:3: got shop, want a pod: namespace, service-account, labels"},
+		{"image_labels_are_not_for_a_list", "workloads:\n  - name: a\n    imageLabels: {a: b}\n", `f.yaml:3: unknown key "imageLabels"`},
 		{"name_twice", "workloads:\n  - {name: a, pid: 3}\n  - {name: a, pid: 4}\n", "f.yaml:3: workload \"a\": the name is taken by line 2"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -34,6 +45,34 @@ func TestParseStaticRefuses(t *testing.T) {
 				t.Errorf("got %v, want %s…", err, tc.want)
 			}
 		})
+	}
+}
+
+func TestEntrySaysEverything(t *testing.T) {
+	digest := "sha256:" + strings.Repeat("0a", 32)
+	s, err := ParseStatic("f.yaml", []byte(`workloads:
+  - name: web
+    netns: /proc/self/ns/net
+    labels: {team: shop}
+    image: registry.example/shop/web:3
+    digest: `+digest+`
+    pod: {namespace: shop, service-account: web, labels: {app: web}}
+  - {name: plain, netns: /proc/self/ns/net}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, _ := s.Find()
+	var got []workload.Workload
+	for _, f := range found {
+		got = append(got, f.Workload)
+	}
+	want := []workload.Workload{{
+		ID: "static:web", Name: "web", Labels: map[string]string{"team": "shop"}, Image: "registry.example/shop/web:3", ImageID: digest,
+		Pod: &workload.Pod{Namespace: "shop", ServiceAccount: "web", Labels: map[string]string{"app": "web"}},
+	}, {ID: "static:plain", Name: "plain"}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
 	}
 }
 

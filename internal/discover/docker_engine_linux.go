@@ -1,6 +1,7 @@
 package discover
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -35,13 +36,13 @@ func (d *Docker) connect() (*client.Client, error) {
 
 // followEngine keeps the containers equal to the engine's until ctx ends.
 func (d *Docker) followEngine(ctx context.Context) error {
-	pause := retryFirst
+	pause, images := retryFirst, newImages()
 	for ctx.Err() == nil {
 		c, err := d.connect()
 		if err != nil {
 			return err
 		}
-		e := &engine{Docker: d, client: c}
+		e := &engine{Docker: d, client: c, images: images}
 		err = e.follow(ctx)
 		c.Close()
 		if ctx.Err() != nil {
@@ -77,6 +78,9 @@ type engine struct {
 	*Docker
 	client   *client.Client
 	answered bool
+	images   *images
+	again    *time.Timer // to ask again for images
+	planned  bool        // again is set
 
 	rescan bool // look for processes in all namespaces, not just in those without name
 	look   *time.Timer
@@ -97,6 +101,8 @@ func (e *engine) follow(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	e.again = time.NewTimer(relistEvery)
+	defer e.again.Stop()
 	if err := e.listAll(ctx); err != nil {
 		return err
 	}
@@ -121,6 +127,8 @@ func (e *engine) follow(ctx context.Context) error {
 		case <-e.look.C:
 			err = e.identify(ctx)
 			e.setReady()
+		case <-e.again.C:
+			e.askAgain(ctx)
 		case <-relist.C:
 			err = e.listAll(ctx)
 			e.lookSoon()
@@ -147,6 +155,7 @@ func (e *engine) listen(ctx context.Context, cancel context.CancelCauseFunc) cli
 // Docker 20.10 tells first, and for a moment lists the state or name from before.
 type heard struct {
 	name    string // empty: nothing was said
+	image   string // as it was asked for; empty: nothing was said
 	state   bool   // whether running says something
 	running bool
 }
@@ -170,6 +179,7 @@ func (e *engine) take(ctx context.Context, m events.Message, more <-chan events.
 		switch m.Action {
 		case events.ActionStart, events.ActionDie, "died", events.ActionRename,
 			events.ActionCreate, events.ActionUpdate, events.ActionDestroy, events.ActionRemove:
+			h.image = m.Actor.Attributes["image"] // written over a label of that name
 			news[m.Actor.ID] = h
 		}
 		select {
@@ -210,6 +220,7 @@ func (e *engine) listAll(ctx context.Context) error {
 		return err
 	}
 	e.rescan = true
+	e.describeNew(ctx, all)
 	now, back := time.Now(), false
 	e.update(func(v *view) {
 		if v.engine != nil || v.since.IsZero() {
@@ -225,6 +236,7 @@ func (e *engine) listAll(ctx context.Context) error {
 	if back {
 		e.Log.Info("container engine answers again", "containers", len(all))
 	}
+	e.planAgain()
 	return nil
 }
 
@@ -235,6 +247,7 @@ func (e *engine) refresh(ctx context.Context, news map[string]heard) error {
 	if err != nil {
 		return err
 	}
+	e.describeNew(ctx, some)
 	now := time.Now()
 	e.update(func(v *view) {
 		for id, h := range news {
@@ -245,11 +258,13 @@ func (e *engine) refresh(ctx context.Context, news map[string]heard) error {
 			}
 		}
 	})
+	e.planAgain()
 	return nil
 }
 
 // after completes what was listed with what was heard, and with what was known
-// before: since when it runs, and under which of two listed names.
+// before: since when it runs, and under which of two listed names. What its image
+// was asked for as was known before, or is listed, or heard.
 func (c dockerContainer) after(old dockerContainer, h heard, now time.Time) dockerContainer {
 	if h.state {
 		c.running = h.running
@@ -259,6 +274,9 @@ func (c dockerContainer) after(old dockerContainer, h heard, now time.Time) dock
 		if old.running {
 			c.since = old.since
 		}
+	}
+	if c.nameless() { // else the attribute may be a label
+		c.image = cmp.Or(old.image, h.image)
 	}
 	for _, name := range []string{old.name, h.name} {
 		if slices.Contains(c.names, name) {
@@ -284,7 +302,7 @@ func (e *engine) list(ctx context.Context, ids []string) (map[string]dockerConta
 	all := make(map[string]dockerContainer, len(result.Items))
 	for _, s := range result.Items {
 		c := dockerContainer{
-			id: s.ID, names: ownNames(s.Names), image: s.Image, labels: s.Labels,
+			id: s.ID, names: ownNames(s.Names), image: askedFor(&s), imageKey: keyOfImage(&s), labels: s.Labels,
 			mode: s.HostConfig.NetworkMode, running: s.State == "running" || s.State == "paused",
 			comes: s.State == "created" || s.State == "restarting",
 		}

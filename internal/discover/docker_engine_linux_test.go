@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -107,7 +108,9 @@ func TestRealEngine(t *testing.T) {
 	runDocker(t, d)
 	await(t, d, "found before")
 	f := only(t, d, "before")
-	want := workload.Workload{ID: workload.ID("docker:" + id), Name: "before", Image: "box", Labels: map[string]string{"team": "shop", "com.docker.compose.service": "web"}}
+	image, err := e.ImageID(ctx, "box")
+	b.must(err)
+	want := workload.Workload{ID: workload.ID("docker:" + id), Name: "before", Image: "box", ImageID: image, Labels: map[string]string{"team": "shop", "com.docker.compose.service": "web"}, ImageLabels: map[string]string{}}
 	if diff := cmp.Diff(want, f.Workload); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
@@ -151,9 +154,9 @@ func TestRealEngine(t *testing.T) {
 		await(t, d)
 	})
 	t.Run("opted_out", func(t *testing.T) {
-		b.up("out", "", LabelEnable+"=false")
+		id := b.up("out", "", LabelEnable+"=false")
 		b.up("in", "", LabelEnable+"=true")
-		await(t, d, "found in")
+		await(t, d, "found in", fmt.Sprintf("missing %.11s: %v", "docker:"+id, ErrOptedOut))
 		b.down("out", "in")
 		await(t, d)
 	})
@@ -208,8 +211,9 @@ func TestRealEngine(t *testing.T) {
 		await(t, d, "found out", "found web")
 		b.must(e.Start(ctx, id))
 		awaitThat(t, d, func(got []string) string {
-			if len(got) != 1 || !strings.HasSuffix(got[0], ErrSharedOptOut.Error()) {
-				return fmt.Sprint(got)
+			text := strings.Join(got, "\n")
+			if len(got) != 2 || !strings.Contains(text, ErrSharedOptOut.Error()) || !strings.Contains(text, ErrOptedOut.Error()) {
+				return text
 			}
 			return ""
 		})
@@ -264,6 +268,99 @@ func TestRealEngine(t *testing.T) {
 		await(t, only)
 		await(t, d)
 	})
+}
+
+// TestRealImages has images claim labels that they cannot give.
+func TestRealImages(t *testing.T) {
+	testnet.Require(t, testnet.Namespaces, testnet.DockerEngine)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	e := startDocker(t, ctx)
+	b := boxes{t, ctx, e}
+	file := filepath.Join(t.TempDir(), "box")
+	b.must(testnet.BuildStatic(ctx, "../testnet/testdata/box", file))
+	b.must(e.Image(ctx, "claims", map[string]string{"/box": file}, "LABEL com.docker.compose.project=shop com.docker.compose.service=web team=shop"))
+	b.must(e.Image(ctx, "poses", map[string]string{"/box": file}, "LABEL io.kubernetes.pod.namespace=prod io.kubernetes.pod.uid=1 io.kubernetes.docker.type=container"))
+	b.must(e.Image(ctx, "hides", map[string]string{"/box": file}, "LABEL "+LabelEnable+"=false"))
+	d := &Docker{Host: e.Host(), NetnsDirs: []string{e.NetnsDir()}}
+	runDocker(t, d)
+
+	claimed := map[string]string{"com.docker.compose.project": "shop", "com.docker.compose.service": "web", "team": "shop"}
+	create := func(name string, labels map[string]string) {
+		t.Helper()
+		_, err := e.Create(ctx, testnet.Box{Name: name, Image: "claims", Cmd: []string{"/box", "wait"}, Labels: labels})
+		b.must(err)
+	}
+	check := func(name string, given map[string]string, compose bool) {
+		t.Helper()
+		brought := maps.Clone(claimed)
+		maps.DeleteFunc(brought, func(k, _ string) bool { _, ok := given[k]; return ok })
+		w := only(t, d, name).Workload
+		if diff := cmp.Diff([]map[string]string{given, brought}, []map[string]string{w.Labels, w.ImageLabels}); diff != "" {
+			t.Errorf("%s: -want +got:\n%s", name, diff)
+		}
+		if project, service, sure := w.Compose(); project == "" || service == "" || sure != compose || w.Pod != nil {
+			t.Errorf("%s: compose says %q, %q, sure %v; pod %v", name, project, service, sure, w.Pod)
+		}
+	}
+	for _, tc := range []struct {
+		name    string
+		given   map[string]string
+		compose bool
+	}{
+		{"image_claims_compose_service", map[string]string{}, false},
+		{"compose_built_image_run_by_compose", map[string]string{"com.docker.compose.config-hash": "1"}, true},
+		{"runner_overrides_image_label", map[string]string{"team": "admin"}, false},
+		{"runner_names_another_service", map[string]string{"com.docker.compose.project": "mine", "com.docker.compose.service": "db"}, true},
+	} {
+		create(tc.name, tc.given)
+		b.must(e.Start(ctx, tc.name))
+		await(t, d, "found "+tc.name)
+		check(tc.name, tc.given, tc.compose)
+		b.down(tc.name)
+		await(t, d)
+	}
+
+	t.Run("image_claims_pod", func(t *testing.T) {
+		_, err := e.Create(ctx, testnet.Box{Name: "poses", Image: "poses", Cmd: []string{"/box", "wait"}})
+		b.must(err)
+		b.must(e.Start(ctx, "poses"))
+		await(t, d, "found poses")
+		if p := only(t, d, "poses").Workload.Pod; p == nil || !p.Claimed || p.Namespace != "prod" {
+			t.Errorf("pod %+v, want a claimed one in prod", p)
+		}
+		b.down("poses")
+		await(t, d)
+	})
+	t.Run("image_of_a_sidecar_opts_out", func(t *testing.T) {
+		id, err := e.Create(ctx, testnet.Box{Name: "hides", Image: "hides", Cmd: []string{"/box", "wait"}})
+		b.must(err)
+		b.must(e.Start(ctx, id))
+		await(t, d, fmt.Sprintf("missing %.11s: %v", "docker:"+id, ErrOptedOut))
+		b.down("hides")
+		b.up("web", "")
+		_, err = e.Create(ctx, testnet.Box{Name: "hides", Image: "hides", Cmd: []string{"/box", "wait"}, Network: "container:web"})
+		b.must(err)
+		b.must(e.Start(ctx, "hides"))
+		await(t, d, "found hides", "found web")
+		b.down("hides", "web")
+		await(t, d)
+	})
+
+	create("stays", map[string]string{"com.docker.compose.config-hash": "1"})
+	id, err := e.ImageID(ctx, "claims")
+	b.must(err)
+	b.must(e.RemoveImage(ctx, id))
+	b.must(e.Start(ctx, "stays"))
+	await(t, d, "found stays")
+	check("stays", map[string]string{"com.docker.compose.config-hash": "1"}, true) // known from before
+	late := &Docker{Host: e.Host(), NetnsDirs: []string{e.NetnsDir()}}
+	runDocker(t, late)
+	await(t, late, "found stays")
+	w := only(t, late, "stays").Workload
+	if _, _, sure := w.Compose(); len(w.Labels) != 0 || len(w.ImageLabels) != len(claimed)+1 || sure {
+		t.Errorf("after the image was removed: %+v", w)
+	}
 }
 
 // TestEngineRestartWithoutLiveRestore has the containers end with the engine.
@@ -383,7 +480,7 @@ func TestShortLivedContainersAreAllNamed(t *testing.T) {
 	for range parallel {
 		running.Go(func() {
 			for range runs / parallel {
-				ran, err := e.Run(ctx, testnet.Box{Image: "box", Cmd: []string{"/box", "say", "hello"}, Remove: true})
+				ran, err := e.Run(ctx, testnet.Box{Image: "box", Cmd: []string{"/box", "say", "hello"}, Labels: map[string]string{"team": "shop"}, Remove: true})
 				if err != nil {
 					t.Error(err)
 				}

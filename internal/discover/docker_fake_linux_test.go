@@ -26,9 +26,15 @@ type fakeEngine struct {
 	events chan string // a line of the stream
 	server *httptest.Server
 
-	mu    sync.Mutex
-	list  []map[string]any
-	calls []string
+	mu        sync.Mutex
+	list      []map[string]any
+	calls     []string
+	images    map[string]map[string]any // by ID: changes to the one that was captured; nil: never answers
+	looked    []string                  // images that were asked for
+	inspected []string
+	names     map[string]string // images as they were asked for, by the container's id; empty: never answers
+
+	version string // of the API; set before start
 }
 
 func newFakeEngine(t *testing.T) *fakeEngine {
@@ -37,7 +43,7 @@ func newFakeEngine(t *testing.T) *fakeEngine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fakeEngine{path: filepath.Join(t.TempDir(), "engine.sock"), events: make(chan string)}
+	f := &fakeEngine{path: filepath.Join(t.TempDir(), "engine.sock"), events: make(chan string), images: make(map[string]map[string]any), names: make(map[string]string), version: "1.41"}
 	if err := json.Unmarshal(b, &f.list); err != nil {
 		t.Fatal(err)
 	}
@@ -68,8 +74,16 @@ func (f *fakeEngine) stop() {
 }
 
 func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Api-Version", "1.41")
+	w.Header().Set("Api-Version", f.version)
 	_, call, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	if rest, ok := strings.CutPrefix(call, "images/"); ok {
+		f.serveImage(w, r, strings.TrimSuffix(rest, "/json"))
+		return
+	}
+	if rest, ok := strings.CutPrefix(call, "containers/"); ok && rest != "json" {
+		f.serveContainer(w, r, strings.TrimSuffix(rest, "/json"))
+		return
+	}
 	switch call {
 	case "":
 		fmt.Fprint(w, "OK") // _ping
@@ -110,6 +124,49 @@ func (f *fakeEngine) serveList(w http.ResponseWriter, r *http.Request) {
 	}
 	f.calls = append(f.calls, strings.Join(slices.Sorted(maps.Keys(filters.ID)), ","))
 	json.NewEncoder(w).Encode(some)
+}
+
+func (f *fakeEngine) serveImage(w http.ResponseWriter, r *http.Request, id string) {
+	f.mu.Lock()
+	change, ok := f.images[id]
+	f.looked = append(f.looked, id)
+	f.mu.Unlock()
+	b, err := os.ReadFile("testdata/image.json")
+	var image map[string]any
+	if err == nil {
+		err = json.Unmarshal(b, &image)
+	}
+	switch {
+	case err != nil:
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+	case !ok:
+		w.WriteHeader(http.StatusNotFound)
+		fmt.Fprintf(w, `{"message":"no such image: %[1]s: No such image: %[1]s"}`, id)
+	case change == nil:
+		<-r.Context().Done()
+	default:
+		image["Id"] = id
+		maps.Copy(image, change)
+		json.NewEncoder(w).Encode(image)
+	}
+}
+
+// image sets the labels of an image.
+func (f *fakeEngine) image(id string, labels map[string]string) {
+	f.setImage(id, map[string]any{"Config": map[string]any{"Labels": labels}})
+}
+
+func (f *fakeEngine) setImage(id string, change map[string]any) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.images[id] = change
+}
+
+// lookedAt is which images were asked for.
+func (f *fakeEngine) lookedAt() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.looked)
 }
 
 // change edits a container of the list; with no function it is removed.
@@ -217,6 +274,7 @@ const (
 
 func TestEngineGoesAwayAndComesBack(t *testing.T) {
 	f := newFakeEngine(t)
+	f.image(boxID, nil)
 	d := &Docker{Host: f.host(), NetnsDirs: []string{t.TempDir()}}
 	runDocker(t, d)
 	await(t, d, engineAway)
@@ -231,6 +289,7 @@ func TestEngineGoesAwayAndComesBack(t *testing.T) {
 
 func TestEventsAreFollowed(t *testing.T) {
 	f := newFakeEngine(t)
+	f.image(boxID, nil)
 	f.change(monitorID, func(c map[string]any) { c["State"] = "created" })
 	f.start(t)
 	d := &Docker{Host: f.host(), NetnsDirs: []string{t.TempDir()}}

@@ -21,6 +21,11 @@ var (
 	// the same namespace, which is not to be covered.
 	ErrSharedOptOut = errors.New("not covered: shares the network of a container with imdsgate.enable=false")
 
+	// ErrOptedOut: the container has the label imdsgate.enable=false. It is listed
+	// for as long as it has a network namespace, so that somebody can say why it gets
+	// no metadata.
+	ErrOptedOut = errors.New("not covered: the label imdsgate.enable=false")
+
 	// ErrNoNetns: the container runs, and none of the watched namespaces is its.
 	ErrNoNetns = errors.New("not covered: no network namespace of it was found")
 
@@ -40,7 +45,10 @@ var (
 	ErrNoEngine = errors.New("container engine does not answer")
 )
 
-// LabelEnable on a container says whether it is covered: true or false.
+// LabelEnable on a container says whether it is covered: true or false. It counts if
+// the runner gave it; in an image only false does, for containers that have their
+// namespace to themselves. While it is not known which of the two set it, and where
+// both set the same, it counts as the image's, and in the first case not at all.
 const LabelEnable = "imdsgate.enable"
 
 const (
@@ -67,7 +75,10 @@ const (
 //	/proc/PID/cgroup   → container id                     the only one the engine knows
 //	engine's list call → name, labels, image              listed with its name
 //
-// The list call, never inspect: that one answers when the start has finished.
+// The list call, never inspect: that one answers when the start has finished. Only
+// what the image of a container was asked for as, if neither list nor event has
+// told, is taken from there, later. Whose a label is, the runner's or the image's, is
+// told by the image, which is inspected once.
 //
 // What binds a name to a namespace is the inode, and the inode is the
 // namespace's for as long as the file is mounted: no other namespace can have it
@@ -108,16 +119,17 @@ type Docker struct {
 	// listed, whoever made it.
 	NetnsDirs []string
 
-	// OnlyLabelled covers only containers with the label imdsgate.enable=true, and
-	// those that share their namespace. Otherwise all are covered but those with
-	// imdsgate.enable=false.
+	// OnlyLabelled covers only containers whose runner gave them the label
+	// imdsgate.enable=true, and those that share their namespace. Otherwise all are
+	// covered but those with imdsgate.enable=false.
 	OnlyLabelled bool
 
 	// Proc is where the host's processes are looked for. Empty means /proc; an agent
 	// in a container without the host's pid namespace has them mounted elsewhere.
 	Proc string
 
-	// Log is told when the engine goes away and comes back; nil means nobody is.
+	// Log is told when the engine goes away and comes back, and of images that it says
+	// nothing of; nil means nobody is.
 	Log *slog.Logger
 
 	wake   chan struct{} // namespaces have come or gone

@@ -39,13 +39,18 @@ type space struct {
 
 // dockerContainer is what the engine says of one.
 type dockerContainer struct {
-	id, name, image string
-	names           []string // all that it is listed under; name is one of them
-	labels          map[string]string
-	mode            string // how it is connected: a network's name, none, host, container:ID
-	running         bool
-	comes           bool      // created or restarting: it may run at any moment
-	since           time.Time // it was first seen running
+	id, name string
+	image    string            // as it was asked for; empty: none, or not known (nameless)
+	names    []string          // all that it is listed under; name is one of them
+	labels   map[string]string // all, as the engine lists them
+	mode     string            // how it is connected: a network's name, none, host, container:ID
+	running  bool
+	comes    bool      // created or restarting: it may run at any moment
+	since    time.Time // it was first seen running
+
+	imageKey       imageKey
+	given, brought map[string]string // labels: the runner's, the image's
+	sorted         bool              // the image is known; else all count as brought
 }
 
 // joins is the id or name of the container whose namespace this one shares.
@@ -53,11 +58,15 @@ func (c dockerContainer) joins() (whose string, ok bool) {
 	return strings.CutPrefix(c.mode, "container:")
 }
 
-// enabled reads the label. Nobody may have set it, or to nonsense: then said is
-// false.
-func (c dockerContainer) enabled() (enabled, said bool) {
-	enabled, err := strconv.ParseBool(c.labels[LabelEnable])
-	return enabled, err == nil
+// enabled reads the label that the runner gave or, for a container that has its
+// namespace to itself, an image's that opts out. Nobody may have set it, or to
+// nonsense: then said is false.
+func (c dockerContainer) enabled(alone bool) (enabled, said bool) {
+	if enabled, err := strconv.ParseBool(c.given[LabelEnable]); err == nil {
+		return enabled, true
+	}
+	enabled, err := strconv.ParseBool(c.brought[LabelEnable])
+	return false, err == nil && !enabled && alone && c.sorted
 }
 
 // root is the container whose namespace this one is in: itself, or the one that it
@@ -197,19 +206,25 @@ func (v *view) overdue(seen, now time.Time) bool {
 //
 // A joiner that does not run yet opts nobody out: to create a container is not
 // enough to take the metadata away from another one.
+//
+// Nor does an image, if there are others in the namespace: whoever builds a
+// sidecar's image does not decide about the container that it is beside. What opts
+// in is the runner alone.
 func (v *view) cover(path string, members []dockerContainer) (found []Found, missing []Missing) {
-	out, in := false, !v.onlyLabelled
+	out, in, alone := false, !v.onlyLabelled, len(members) == 1
 	for _, c := range members {
-		enabled, said := c.enabled()
+		enabled, said := c.enabled(alone)
 		_, joins := c.joins()
 		out = out || said && !enabled && (c.running || !joins)
 		in = in || said && enabled
 	}
 	for _, c := range members {
-		w := c.workload()
-		switch enabled, said := c.enabled(); {
+		w := v.workload(c)
+		switch enabled, said := c.enabled(alone); {
 		case in && !out:
 			found = append(found, Found{Workload: w, Netns: path})
+		case out && said && !enabled:
+			missing = append(missing, Missing{w.ID, fmt.Errorf("%w: container %s", ErrOptedOut, c.name)})
 		case out && in && (enabled || !said):
 			missing = append(missing, Missing{w.ID, ErrSharedOptOut})
 		}
@@ -221,19 +236,17 @@ func (v *view) cover(path string, members []dockerContainer) (found []Found, mis
 func (v *view) unplaced(placed map[string]bool, now time.Time) (missing []Missing) {
 	for _, id := range slices.Sorted(maps.Keys(v.containers)) {
 		c := v.containers[id]
-		enabled, said := c.enabled()
+		enabled, said := c.enabled(false)
 		wanted := enabled && said || !said && !v.onlyLabelled
 		switch {
 		case placed[id] || !c.running || !wanted:
 		case v.onHost(c):
-			missing = append(missing, Missing{c.workload().ID, ErrHostNetwork})
+			missing = append(missing, Missing{c.workloadID(), ErrHostNetwork})
 		case v.overdue(c.since, now):
-			missing = append(missing, Missing{c.workload().ID, fmt.Errorf("%w: is the engine's folder of namespaces watched, and are the host's processes visible?", ErrNoNetns)})
+			missing = append(missing, Missing{c.workloadID(), fmt.Errorf("%w: is the engine's folder of namespaces watched, and are the host's processes visible?", ErrNoNetns)})
 		}
 	}
 	return missing
 }
 
-func (c dockerContainer) workload() workload.Workload {
-	return workload.Workload{ID: workload.ID("docker:" + c.id), Name: c.name, Labels: c.labels, Image: c.image}
-}
+func (c dockerContainer) workloadID() workload.ID { return workload.ID("docker:" + c.id) }

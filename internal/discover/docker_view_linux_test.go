@@ -3,12 +3,13 @@ package discover
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"imdsgate/internal/workload"
 )
 
 // listed is what a view lists, a line for each.
@@ -25,7 +26,7 @@ func listed(v *view, now time.Time) (lines []string) {
 
 // reason is the error that somebody may branch on.
 func reason(m Missing) error {
-	for _, err := range []error{ErrHostNetwork, ErrSharedOptOut, ErrNoNetns, ErrNoContainer, ErrAmbiguous, ErrTwice, ErrNoEngine} {
+	for _, err := range []error{ErrHostNetwork, ErrSharedOptOut, ErrOptedOut, ErrNoNetns, ErrNoContainer, ErrAmbiguous, ErrTwice, ErrNoEngine} {
 		if errors.Is(m.Err, err) {
 			return err
 		}
@@ -45,7 +46,13 @@ func ctr(id string, change ...func(*dockerContainer)) dockerContainer {
 
 func mode(m string) func(*dockerContainer) { return func(c *dockerContainer) { c.mode = m } }
 func enable(v string) func(*dockerContainer) {
-	return func(c *dockerContainer) { c.labels = map[string]string{LabelEnable: v} }
+	return func(c *dockerContainer) { c.labels = map[string]string{LabelEnable: v}; c.sortLabels(nil) }
+}
+func imageEnables(v string) func(*dockerContainer) {
+	return func(c *dockerContainer) { c.labels = map[string]string{LabelEnable: v}; c.sortLabels(c.labels) }
+}
+func somebodyEnables(v string) func(*dockerContainer) {
+	return func(c *dockerContainer) { c.labels = map[string]string{LabelEnable: v}; c.brought = c.labels }
 }
 func stopped(c *dockerContainer) { c.running = false }
 func created(c *dockerContainer) { c.running, c.comes = false, true }
@@ -100,8 +107,9 @@ func TestViewLists(t *testing.T) {
 		{name: "created_joiner_opts_nobody_out", containers: []dockerContainer{ctr("a"), ctr("b", mode("container:a"), created, enable("false"))}, in: map[string]string{"/n/1": "a"},
 			want: []string{"found /n/1 name-a", "found /n/1 name-b"}},
 		{name: "joiner_that_runs_opts_out", containers: []dockerContainer{ctr("a"), ctr("b", mode("container:a"), enable("false"))}, in: map[string]string{"/n/1": "a"},
-			want: []string{"missing docker:a: " + ErrSharedOptOut.Error()}},
-		{name: "owner_opts_out_before_it_runs", containers: []dockerContainer{ctr("a", created, enable("false"))}, in: map[string]string{"/n/1": "a"}},
+			want: []string{"missing docker:a: " + ErrSharedOptOut.Error(), "missing docker:b: " + ErrOptedOut.Error()}},
+		{name: "owner_opts_out_before_it_runs", containers: []dockerContainer{ctr("a", created, enable("false"))}, in: map[string]string{"/n/1": "a"},
+			want: []string{"missing docker:a: " + ErrOptedOut.Error()}},
 		{name: "only_labelled_with_a_created_sidecar_that_is", onlyLabelled: true, containers: []dockerContainer{ctr("a"), ctr("b", mode("container:a"), created, enable("true"))}, in: map[string]string{"/n/1": "a"},
 			want: []string{"found /n/1 name-a", "found /n/1 name-b"}},
 		{name: "cgroup_path_with_two_containers", containers: []dockerContainer{ctr("a"), ctr("b", stopped)}, in: map[string]string{"/n/1": "a", "/n/2": "both a b"},
@@ -117,13 +125,35 @@ func TestViewLists(t *testing.T) {
 		{name: "two_owners_are_both_named", containers: []dockerContainer{ctr("a"), ctr("b")}, in: map[string]string{"/n/1": "a b"},
 			want: []string{"found /n/1 name-a", "found /n/1 name-b"}},
 		{name: "removed_container_is_not_listed", in: map[string]string{"/n/1": "a"}, after: time.Hour},
-		{name: "opted_out", containers: []dockerContainer{ctr("a", enable("false"))}, in: map[string]string{"/n/1": "a"}, after: time.Hour},
-		{name: "opted_out_in_go_spelling", containers: []dockerContainer{ctr("a", enable("False"))}, in: map[string]string{"/n/1": "a"}},
+		{name: "opted_out", containers: []dockerContainer{ctr("a", enable("false"))}, in: map[string]string{"/n/1": "a"}, after: time.Hour,
+			want: []string{"missing docker:a: " + ErrOptedOut.Error()}},
+		{name: "opted_out_and_stopped", containers: []dockerContainer{ctr("a", stopped, enable("false"))}, after: time.Hour},
+		{name: "opted_out_in_go_spelling", containers: []dockerContainer{ctr("a", enable("False"))}, in: map[string]string{"/n/1": "a"},
+			want: []string{"missing docker:a: " + ErrOptedOut.Error()}},
 		{name: "nonsense_does_not_opt_out", containers: []dockerContainer{ctr("a", enable("nope"))}, in: map[string]string{"/n/1": "a"},
 			want: []string{"found /n/1 name-a"}},
 		{name: "shares_with_one_that_opted_out", containers: []dockerContainer{ctr("a", enable("false")), ctr("b", mode("container:a")), ctr("c", mode("container:a"), enable("true"))},
 			in:   map[string]string{"/n/1": "a b c"},
-			want: []string{"missing docker:b: " + ErrSharedOptOut.Error(), "missing docker:c: " + ErrSharedOptOut.Error()}},
+			want: []string{"missing docker:a: " + ErrOptedOut.Error(), "missing docker:b: " + ErrSharedOptOut.Error(), "missing docker:c: " + ErrSharedOptOut.Error()}},
+		{name: "image_opts_out", containers: []dockerContainer{ctr("a", imageEnables("false"))}, in: map[string]string{"/n/1": "a"},
+			want: []string{"missing docker:a: " + ErrOptedOut.Error()}},
+		{name: "image_of_a_joiner_opts_out", containers: []dockerContainer{ctr("a"), ctr("b", mode("container:a"), imageEnables("false"))}, in: map[string]string{"/n/1": "a b"},
+			want: []string{"found /n/1 name-a", "found /n/1 name-b"}},
+		{name: "image_of_one_that_is_joined_opts_out", containers: []dockerContainer{ctr("a", imageEnables("false")), ctr("b", mode("container:a"))}, in: map[string]string{"/n/1": "a b"},
+			want: []string{"found /n/1 name-a", "found /n/1 name-b"}},
+		{name: "runner_opts_out_beside_an_image_that_opts_in", containers: []dockerContainer{ctr("a", imageEnables("true")), ctr("b", mode("container:a"), enable("false"))}, in: map[string]string{"/n/1": "a b"},
+			want: []string{"missing docker:a: " + ErrSharedOptOut.Error(), "missing docker:b: " + ErrOptedOut.Error()}},
+		{name: "runner_opts_in_over_an_image_that_opts_out", containers: []dockerContainer{ctr("a", func(c *dockerContainer) {
+			c.labels = map[string]string{LabelEnable: "true"}
+			c.sortLabels(map[string]string{LabelEnable: "false"})
+		})}, in: map[string]string{"/n/1": "a"}, want: []string{"found /n/1 name-a"}},
+		{name: "opt_out_of_which_nobody_knows_whose_it_is", containers: []dockerContainer{ctr("a", somebodyEnables("false"))}, in: map[string]string{"/n/1": "a"},
+			want: []string{"found /n/1 name-a"}},
+		{name: "host_network_and_the_image_opts_out", containers: []dockerContainer{ctr("a", mode("host"), imageEnables("false"))},
+			want: []string{"missing docker:a: " + ErrHostNetwork.Error()}},
+		{name: "only_labelled_by_the_image", onlyLabelled: true, containers: []dockerContainer{ctr("a", imageEnables("true"))}, in: map[string]string{"/n/1": "a"}},
+		{name: "only_labelled_by_the_image_of_a_joiner", onlyLabelled: true, containers: []dockerContainer{ctr("a"), ctr("b", mode("container:a"), imageEnables("true"))}, in: map[string]string{"/n/1": "a b"}},
+		{name: "only_labelled_by_nobody_knows_whom", onlyLabelled: true, containers: []dockerContainer{ctr("a", somebodyEnables("true"))}, in: map[string]string{"/n/1": "a"}},
 		{name: "only_labelled_and_is", onlyLabelled: true, containers: []dockerContainer{ctr("a", enable("true"))}, in: map[string]string{"/n/1": "a"},
 			want: []string{"found /n/1 name-a"}},
 		{name: "only_labelled_and_is_not", onlyLabelled: true, containers: []dockerContainer{ctr("a"), ctr("b", mode("host")), ctr("c")}, in: map[string]string{"/n/1": "a"}, after: time.Hour},
@@ -133,7 +163,8 @@ func TestViewLists(t *testing.T) {
 		{name: "only_labelled_with_a_sidecar", onlyLabelled: true, containers: []dockerContainer{ctr("a", enable("true")), ctr("b", mode("container:a"))}, in: map[string]string{"/n/1": "a b"},
 			want: []string{"found /n/1 name-a", "found /n/1 name-b"}},
 		{name: "only_labelled_sharing_with_opted_out", onlyLabelled: true, containers: []dockerContainer{ctr("a", enable("true")), ctr("b", mode("container:a"), enable("false"))}, in: map[string]string{"/n/1": "a b"},
-			want: []string{"missing docker:a: " + ErrSharedOptOut.Error()}},
+			want: []string{"missing docker:a: " + ErrSharedOptOut.Error(), "missing docker:b: " + ErrOptedOut.Error()}},
+		{name: "only_labelled_and_a_created_joiner_opts_out", onlyLabelled: true, containers: []dockerContainer{ctr("a"), ctr("b", mode("container:a"), created, enable("false"))}, in: map[string]string{"/n/1": "a"}},
 		{name: "engine_away_keeps_names_and_blames_nobody", engine: errors.New("refused"), containers: []dockerContainer{ctr("a"), ctr("b")},
 			in: map[string]string{"/n/1": "a", "/n/2": ""}, after: time.Hour,
 			want: []string{"found /n/1 name-a", "found /n/2", "missing docker:engine: " + ErrNoEngine.Error()}},
@@ -268,11 +299,14 @@ func TestFoundIsInOrderAndWhole(t *testing.T) {
 	v := &view{spaces: map[string]*space{"/n/2": {owners: []string{"b"}}, "/n/1": {owners: []string{"a"}}},
 		containers: map[string]dockerContainer{"a": ctr("a"), "b": ctr("b")}}
 	c := v.containers["a"]
-	c.image, c.labels = "shop/web:3", map[string]string{"team": "shop"}
+	c.image, c.labels = "shop/web:3", map[string]string{"team": "shop", "vendor": "x"}
+	c.imageKey.id = "sha256:1"
+	c.sortLabels(map[string]string{"vendor": "x"})
 	v.containers["a"] = c
 	found, _ := v.list(t0)
 	w := found[0].Workload
-	if w.ID != "docker:a" || w.Name != "name-a" || w.Image != "shop/web:3" || !maps.Equal(w.Labels, c.labels) || found[1].Netns != "/n/2" {
-		t.Errorf("got %+v", found)
+	want := workload.Workload{ID: "docker:a", Name: "name-a", Labels: map[string]string{"team": "shop"}, ImageLabels: map[string]string{"vendor": "x"}, Image: "shop/web:3", ImageID: "sha256:1"}
+	if diff := cmp.Diff(want, w); diff != "" || found[1].Netns != "/n/2" {
+		t.Errorf("-want +got:\n%s\n%+v", diff, found)
 	}
 }

@@ -11,13 +11,14 @@ import (
 
 	"imdsgate/internal/audit"
 	"imdsgate/internal/imds"
+	"imdsgate/internal/policy"
 	"imdsgate/internal/upstream"
 )
 
 // refuse answers in the words of the cloud.
 func (x *exchange) refuse(d audit.Decision, r *imds.Refusal) {
 	x.event.Decision, x.event.Reason = d, r.Error()
-	x.event.Blanked = nil
+	x.event.Blanked, x.event.Cut, x.event.Kept = nil, nil, nil
 	body := r.Body()
 	h := x.w.Header()
 	clear(h) // an answer may have been prepared
@@ -72,14 +73,14 @@ func failure(q imds.Query, err error) *imds.Refusal {
 }
 
 // answer hands on what the source said.
-func (x *exchange) answer(a *upstream.Answer, blank []imds.Action) {
+func (x *exchange) answer(a *upstream.Answer, d policy.Decision) {
 	if a.Status < 200 || a.Status > 599 {
 		x.fail(upstream.ErrProtocol)
 		return
 	}
-	if len(blank) > 0 {
+	if len(d.Blank)+len(d.Cut.Keep)+len(d.Cut.Drop) > 0 {
 		var err error
-		if a, err = x.blank(a, blank); err != nil {
+		if a, err = x.blank(a, d); err != nil {
 			x.fail(err)
 			return
 		}
@@ -93,7 +94,7 @@ func (x *exchange) answer(a *upstream.Answer, blank []imds.Action) {
 
 // blank takes the parts out of an answer that its caller may not see. An answer
 // that cannot be read, and so not be blanked, is not handed on.
-func (x *exchange) blank(a *upstream.Answer, denied []imds.Action) (*upstream.Answer, error) {
+func (x *exchange) blank(a *upstream.Answer, d policy.Decision) (*upstream.Answer, error) {
 	out := &upstream.Answer{Status: a.Status, Header: a.Header.Clone(), Body: http.NoBody}
 	for _, name := range []string{"Etag", "Content-Md5", "Digest", "Content-Digest"} {
 		out.Header.Del(name) // they tell of the whole
@@ -112,7 +113,10 @@ func (x *exchange) blank(a *upstream.Answer, denied []imds.Action) (*upstream.An
 	}
 	// An error of the service holds no data, and is not of the form that Blank knows.
 	if a.Status < 300 {
-		if body, err = imds.Blank(x.q, denied, body); err != nil {
+		if body, err = imds.Blank(x.q, d.Blank, body); err != nil {
+			return nil, err
+		}
+		if body, err = imds.Prune(x.q, d.Cut, body); err != nil {
 			return nil, err
 		}
 	}

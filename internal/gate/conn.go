@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"imdsgate/internal/audit"
@@ -20,7 +21,8 @@ type conn struct {
 	id       uint64
 	tap      *tap
 	evidence workload.Evidence
-	hosts    []string // accepted values of Host
+	hosts    []string             // accepted values of Host
+	viewed   atomic.Pointer[view] // of a workload that no listener stands for
 
 	// These follow what net/http does with the connection, so that a request
 	// which it could not read, and so never gave to the handler, is recorded
@@ -128,7 +130,7 @@ func (c *conn) name(e *audit.Event) {
 		return
 	}
 	if w, ok := c.tap.gate.Directory.Lookup(c.evidence); ok {
-		e.Workload, e.Name, e.Members = w.ID, w.Name, w.Members
+		describe(e, w)
 	}
 }
 

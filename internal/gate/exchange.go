@@ -23,7 +23,8 @@ type exchange struct {
 	c     *conn
 	w     http.ResponseWriter
 	r     *http.Request
-	q     imds.Query
+	q     imds.Query // what the client asked for
+	ask   imds.Query // what the service is asked for: the same, maybe with an identity
 	event audit.Event
 
 	read bool // the request's body was read to its end
@@ -74,11 +75,8 @@ func (x *exchange) serve() {
 	if !ok {
 		return
 	}
-	d := x.g.Policy.Decide(who, x.c.evidence.Proof, q)
-	x.event.Rule, x.event.Reason, x.event.Blanked = d.Rule, d.Reason, d.Blank
-	if !d.Allow {
-		x.refuse(audit.Deny, imds.Forbidden(q, "imdsgate policy: "+d.Reason))
-		x.event.Reason = d.Reason
+	d, ok := x.decide(who)
+	if !ok {
 		return
 	}
 	body, ok := x.body()
@@ -87,25 +85,25 @@ func (x *exchange) serve() {
 	}
 	defer x.leave()
 	a, err := x.g.Source.Answer(x.r.Context(), upstream.Request{
-		Query: q, Header: imds.ForwardHeader(x.r.Header), Body: body,
+		Query: x.ask, Header: imds.ForwardHeader(x.r.Header), Body: body,
 	})
 	if err != nil {
 		x.fail(err)
 		return
 	}
 	defer a.Body.Close()
-	x.answer(a, d.Blank)
+	x.answer(a, d)
 }
 
 // identify finds out who is asking. A listener that the directory does not know
 // yet gets a moment: it may have been handed over ahead of its name.
-func (x *exchange) identify() (workload.Workload, bool) {
+func (x *exchange) identify() (*workload.Workload, bool) {
 	who, ok := x.g.Directory.Lookup(x.c.evidence)
 	if !ok && x.c.evidence.Proof == workload.Listener {
 		who, ok = x.hold()
 	}
 	if ok {
-		x.event.Workload, x.event.Name, x.event.Members = who.ID, who.Name, who.Members
+		describe(&x.event, who)
 		return who, true
 	}
 	if x.r.Context().Err() != nil {
@@ -119,12 +117,12 @@ func (x *exchange) identify() (workload.Workload, bool) {
 
 // hold asks the directory again and again until HoldTime is over. The directory
 // is a map that nobody can wait for; the pauses grow from 1 ms to 32 ms.
-func (x *exchange) hold() (workload.Workload, bool) {
+func (x *exchange) hold() (*workload.Workload, bool) {
 	ctx, cancel := context.WithTimeout(x.r.Context(), x.g.limits.HoldTime)
 	defer cancel()
 	for pause := time.Millisecond; ; pause = min(2*pause, 32*time.Millisecond) {
 		if !wait(ctx.Done(), pause) {
-			return workload.Workload{}, false
+			return nil, false
 		}
 		if who, ok := x.g.Directory.Lookup(x.c.evidence); ok {
 			return who, true

@@ -28,19 +28,13 @@ import (
 // Connections that were accepted before live on until Serve's context ends.
 var ErrListenerLost = errors.New("the listener is lost")
 
-// Decider says what a workload may do. It is asked once a request, from many
-// goroutines at once.
-type Decider interface {
-	Decide(w workload.Workload, proof workload.Proof, q imds.Query) policy.Decision
-}
-
 // Gate answers the requests of many listeners with one http.Server. The fields
 // are set before the first request and not changed afterwards.
 type Gate struct {
 	Cloud     imds.Cloud
 	Hosts     []string // accepted values of Host, beside the cloud's own
 	Directory *workload.Directory
-	Policy    Decider // nil denies everything
+	Policy    *policy.Current // nil denies everything
 	Source    upstream.Source
 
 	// Audit gets one event for each request, when its answer is out. That an
@@ -116,9 +110,6 @@ func (g *Gate) init() {
 		g.limits = g.Limits.withDefaults()
 		if g.Log == nil {
 			g.Log = slog.New(slog.DiscardHandler)
-		}
-		if g.Policy == nil {
-			g.Policy = (*policy.Policy)(nil)
 		}
 		protocols := new(http.Protocols)
 		protocols.SetHTTP1(true)

@@ -78,13 +78,15 @@ func answer(body string) *upstream.Answer {
 
 const rules = "allow: [instance.read, identity.token, events.read, events.approve, versions.read]"
 
-func parsePolicy(t testing.TB, text string) *policy.Policy {
+func parsePolicy(t testing.TB, text string) *policy.Current {
 	t.Helper()
 	p, err := policy.Parse("p.yaml", []byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return p
+	c := new(policy.Current)
+	c.Set(p)
+	return c
 }
 
 // newGate is a gate of Azure's kind that knows workload web as attachment 1.
@@ -92,7 +94,7 @@ func newGate(t testing.TB, source upstream.Source) (*Gate, events) {
 	t.Helper()
 	sink := make(events, 1000)
 	d := new(workload.Directory)
-	d.Set(1, workload.Workload{ID: "static:web", Name: "web", Members: []string{"sidecar", "web"}})
+	d.Set(1, workload.Workload{ID: "static:web", Name: "web", Members: []workload.Workload{{ID: "static:a", Name: "web"}, {ID: "static:b", Name: "sidecar"}}})
 	return &Gate{Cloud: imds.Azure, Directory: d, Policy: parsePolicy(t, rules), Source: source, Audit: sink}, sink
 }
 
@@ -234,7 +236,8 @@ func TestAllowedRequest(t *testing.T) {
 	}
 	compare(t, sink.next(t), web(audit.Event{Verb: "GET", Action: imds.IdentityToken,
 		Target:   "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.example",
-		Decision: audit.Allow, Rule: "p.yaml:1", Reason: "identity.token is in allow", Status: 200, Bytes: 20, Upstream: true}))
+		Decision: audit.Allow, Rule: "p.yaml:1", Reason: "identity.token is allowed by the list allow", Status: 200, Bytes: 20, Upstream: true,
+		Snapshot: 1, Identity: "default"}))
 	if seen.Query.Target() != token || seen.Body != nil {
 		t.Errorf("the source was asked for %q with body %q", seen.Query.Target(), seen.Body)
 	}

@@ -53,7 +53,7 @@ func TestRefused(t *testing.T) {
 		"length_and_chunks_on_post":            {request("POST", eventsAt, "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n") + "0\r\n\r\n" + evil, 400, audit.Refuse, "transfer_encoding: ", true},
 		"chunked_post":                         {request("POST", eventsAt, "Transfer-Encoding: chunked\r\n") + "0\r\n\r\n" + evil, 400, audit.Refuse, "transfer_encoding: ", true},
 		"expect_continue":                      {request("POST", eventsAt, "Content-Length: 5\r\nExpect: 100-continue\r\n"), 400, audit.Refuse, "connection_header: ", true},
-		"denied_post_whose_body_is_a_request":  {request("POST", "/metadata/identity/issuecredential?cred-api-version=2.0", "Content-Length: 200\r\n") + evil, 403, audit.Deny, "identity.credential is not allowed", true},
+		"denied_post_whose_body_is_a_request":  {request("POST", "/metadata/identity/issuecredential?cred-api-version=2.0", "Content-Length: 200\r\n") + evil, 403, audit.Deny, "no rule allows identity.credential", true},
 		"post_larger_than_the_service_accepts": {request("POST", eventsAt, "Content-Length: 65537\r\n"), 400, audit.Refuse, "body_too_large: ", true},
 
 		// What net/http does not give to a handler.
@@ -72,7 +72,7 @@ func TestRefused(t *testing.T) {
 		"header_too_large":        {request("GET", instance, "X-A: "+strings.Repeat("a", 17<<10)+"\r\n"), 431, audit.Refuse, "header_too_large: ", true},
 
 		// Policy.
-		"denied_action":    {request("GET", "/metadata/reprovisiondata?api-version=2019-06-01"), 403, audit.Deny, "instance.provisioning is not allowed: add instance.provisioning to allow", false},
+		"denied_action":    {request("GET", "/metadata/reprovisiondata?api-version=2019-06-01"), 403, audit.Deny, "no rule allows instance.provisioning: add {match: {name: web}, allow: [instance.provisioning]} to the policy's rules", false},
 		"unknown_endpoint": {request("GET", "/metadata/new"), 403, audit.Deny, "unknown is every endpoint", false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -127,14 +127,14 @@ func TestDenialTellsWhatToAdd(t *testing.T) {
 	p := dial(t, s.addr)
 	p.send(t, request("GET", token))
 	r, body := p.response(t, "GET")
-	want := `{"error":"access_denied","error_description":"imdsgate policy: identity.token is not allowed: add identity.token to allow"}`
+	want := `{"error":"access_denied","error_description":"imdsgate policy: container web: no rule allows identity.token: add {match: {name: web}, allow: [identity.token]} to the policy's rules"}`
 	if r.StatusCode != 403 || body != want {
 		t.Errorf("got %d %s\nwant 403 %s", r.StatusCode, body, want)
 	}
 	compare(t, sink.next(t), web(audit.Event{Verb: "GET", Action: imds.IdentityToken,
 		Target:   "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.example",
-		Decision: audit.Deny, Rule: "p.yaml:default", Reason: "identity.token is not allowed: add identity.token to allow",
-		Status: 403, Bytes: int64(len(want))}))
+		Decision: audit.Deny, Rule: "p.yaml:default", Reason: "no rule allows identity.token: add {match: {name: web}, allow: [identity.token]} to the policy's rules",
+		Snapshot: 1, Status: 403, Bytes: int64(len(want))}))
 }
 
 // A second request behind the first is one more request, never part of it.
@@ -144,7 +144,7 @@ func TestPipelining(t *testing.T) {
 		status int
 		reason string
 	}{
-		"proper":    {request("GET", instance), 200, "instance.read is in allow"},
+		"proper":    {request("GET", instance), 200, "instance.read is allowed by the list allow"},
 		"smuggled":  {request("GET", token, "X-Forwarded-For: 10.0.0.1\r\n"), 400, "forwarding_header: "},
 		"malformed": {"BAD\r\n\r\n", 400, "malformed: "},
 		"too_large": {request("GET", instance, "X-A: "+strings.Repeat("a", 40<<10)+"\r\n"), 431, "header_too_large: "},

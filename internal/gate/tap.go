@@ -37,6 +37,8 @@ type share struct {
 	slots chan struct{} // see Limits.InFlight
 	conns atomic.Int64  // see Limits.Conns
 	taps  int           // guarded by the gate's mu
+
+	viewed atomic.Pointer[view]
 }
 
 // serve accepts until the listener is stopped or lost.

@@ -205,6 +205,7 @@ func (p *Proxy) readHeld() (*Attachment, error) {
 		closeAll(files)
 		return nil, fmt.Errorf("%w: want held, got %q", errProtocol, m.Type)
 	}
+	m.Workload = nil // who it is, no proxy has a say in; and thousands would be much
 	return m.attachment(files), nil
 }
 

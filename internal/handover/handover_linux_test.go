@@ -2,6 +2,7 @@ package handover
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
@@ -76,22 +77,24 @@ func TestHostileProxy(t *testing.T) {
 		say  func(t *testing.T, c *conn)
 		want string
 	}{
-		{"another_version", func(t *testing.T, c *conn) { c.send(&message{Type: typeHello, Version: 99}) }, "proxy speaks version 99, agent 1"},
+		{"another_version", func(t *testing.T, c *conn) { c.send(&message{Type: typeHello, Version: 99}) }, "proxy speaks version 99, agent 2: run both from one release"},
+		{"older_release", func(t *testing.T, c *conn) { c.send(&message{Type: typeHello, Version: 1}) }, "proxy speaks version 1, agent 2: run both from one release"},
+		{"no_version", func(t *testing.T, c *conn) { c.send(&message{Type: typeHello}) }, "proxy speaks version 0, agent 2"},
 		{"no_hello", func(t *testing.T, c *conn) { c.send(&message{Type: typeDial, Seq: 1}) }, `protocol error: want hello, got "dial"`},
 		{"claims_too_many", func(t *testing.T, c *conn) {
-			c.send(&message{Type: typeHello, Version: 1, Count: maxHeld + 1})
+			c.send(&message{Type: typeHello, Version: protocolVersion, Count: maxHeld + 1})
 		}, "protocol error"},
-		{"negative_count", func(t *testing.T, c *conn) { c.send(&message{Type: typeHello, Version: 1, Count: -1}) }, "protocol error"},
+		{"negative_count", func(t *testing.T, c *conn) { c.send(&message{Type: typeHello, Version: protocolVersion, Count: -1}) }, "protocol error"},
 		{"garbage", func(t *testing.T, c *conn) { c.c.Write([]byte("GET / HTTP/1.1\r\n\r\n")) }, "invalid character"},
 		{"descriptors_beside_hello", func(t *testing.T, c *conn) {
-			c.send(&message{Type: typeHello, Version: 1}, tcpListener(t))
+			c.send(&message{Type: typeHello, Version: protocolVersion}, tcpListener(t))
 		}, `protocol error: "hello" with 1 descriptors`},
 		{"held_without_descriptors", func(t *testing.T, c *conn) {
-			c.send(&message{Type: typeHello, Version: 1, Count: 1})
+			c.send(&message{Type: typeHello, Version: protocolVersion, Count: 1})
 			c.send(&message{Type: typeHeld, ID: 1})
 		}, `protocol error: "held" with 0 descriptors`},
 		{"held_with_too_few", func(t *testing.T, c *conn) {
-			c.send(&message{Type: typeHello, Version: 1, Count: 1})
+			c.send(&message{Type: typeHello, Version: protocolVersion, Count: 1})
 			c.send(&message{Type: typeHeld, ID: 1, V6: true, Link: true}, tcpListener(t))
 		}, `protocol error: "held" with 1 descriptors`},
 		{"too_many_descriptors", func(t *testing.T, c *conn) {
@@ -99,14 +102,14 @@ func TestHostileProxy(t *testing.T) {
 			for i := range fds {
 				fds[i] = tcpListener(t)
 			}
-			c.send(&message{Type: typeHello, Version: 1, Count: 1}, fds...)
+			c.send(&message{Type: typeHello, Version: protocolVersion, Count: 1}, fds...)
 		}, "message too large"},
 		{"held_without_id", func(t *testing.T, c *conn) {
-			c.send(&message{Type: typeHello, Version: 1, Count: 1})
+			c.send(&message{Type: typeHello, Version: protocolVersion, Count: 1})
 			c.send(&message{Type: typeHeld}, tcpListener(t))
 		}, "protocol error: want held"},
 		{"hangs_up_in_the_middle", func(t *testing.T, c *conn) {
-			c.send(&message{Type: typeHello, Version: 1, Count: 2})
+			c.send(&message{Type: typeHello, Version: protocolVersion, Count: 2})
 			c.send(&message{Type: typeHeld, ID: 1}, tcpListener(t))
 			c.close()
 		}, "EOF"},
@@ -138,7 +141,7 @@ func TestHostileProxyLater(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.send(&message{Type: typeHello, Version: 1})
+	c.send(&message{Type: typeHello, Version: protocolVersion})
 	if _, err := p.Hello(); err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +161,7 @@ func TestDialsAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.send(&message{Type: typeHello, Version: 1})
+	c.send(&message{Type: typeHello, Version: protocolVersion})
 	if _, err := p.Hello(); err != nil {
 		t.Fatal(err)
 	}
@@ -289,6 +292,143 @@ func TestSession(t *testing.T) {
 		t.Errorf("Run: %v", err)
 	}
 	p.Close()
+}
+
+// pair is an agent and a proxy that have said hello; the proxy says nothing more.
+func pair(t *testing.T) (*Proxy, *conn) {
+	t.Helper()
+	l, path := listen(t)
+	c := raw(t, path)
+	p, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	c.send(&message{Type: typeHello, Version: protocolVersion})
+	if _, err := p.Hello(); err != nil {
+		t.Fatal(err)
+	}
+	return p, c
+}
+
+// heard reads what the agent says next.
+func (c *conn) heard(t *testing.T) *message {
+	t.Helper()
+	m, files, err := c.recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeAll(files)
+	return m
+}
+
+// TestLargestDescription sends as much as is allowed, in every kind of message that
+// carries a workload, and a byte more.
+func TestLargestDescription(t *testing.T) {
+	p, c := pair(t)
+	v4, v6 := tcpListener(t), tcpListener(t)
+	filled := func(m *message) workload.Workload { // so that m has maxMessage bytes
+		w := workload.Workload{ID: "docker:a+docker:b", Members: []workload.Workload{{ID: "docker:a", Pod: &workload.Pod{Namespace: "shop"}}, {ID: "docker:b"}}}
+		m.Workload = &w
+		b, err := json.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Members[1].ImageLabels = map[string]string{"x": ""}
+		w.Members[1].ImageLabels["x"] = strings.Repeat("x", maxMessage-len(b)-len(`,"imageLabels":{"x":""}`))
+		return w
+	}
+	attach := &message{Type: typeAttach, ID: 7, Netns: netns.ID{Inode: 1, Cookie: 2}, Method: "nftables", V6: true}
+	for _, tc := range []struct {
+		name string
+		w    workload.Workload
+		send func(w workload.Workload) error
+	}{
+		{"attach", filled(attach), func(w workload.Workload) error {
+			return p.Attach(&Attachment{ID: 7, Netns: attach.Netns, Method: "nftables", Workload: w, V4: v4, V6: v6})
+		}},
+		{"keep", filled(&message{Type: typeKeep, ID: 7}), func(w workload.Workload) error { return p.Keep(7, w) }},
+		{"update", filled(&message{Type: typeUpdate, ID: 7}), func(w workload.Workload) error { return p.Update(7, w) }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if err := tc.send(tc.w); err != nil {
+				t.Fatal(err)
+			}
+			if m := c.heard(t); m.Type != tc.name || m.Workload == nil || !cmp.Equal(*m.Workload, tc.w) {
+				t.Errorf("heard another %s", m.Type)
+			}
+			tc.w.Name = "x" // and its key
+			if err := tc.send(tc.w); !errors.Is(err, ErrTooLarge) {
+				t.Errorf("got %v, want ErrTooLarge", err)
+			}
+		})
+	}
+	if err := p.Detach(7); err != nil {
+		t.Errorf("after that: %v", err)
+	}
+	if m := c.heard(t); m.Type != typeDetach {
+		t.Errorf("heard %s, want that nothing of what was too large was sent", m.Type)
+	}
+}
+
+// TestKernelTakesLess has a host whose socket buffers are small: what does not fit is
+// one workload's trouble, not the connection's.
+func TestKernelTakesLess(t *testing.T) {
+	p, c := pair(t)
+	if err := p.c.c.SetWriteBuffer(16 << 10); err != nil {
+		t.Fatal(err)
+	}
+	w := workload.Workload{ID: "static:web", Labels: map[string]string{"long": strings.Repeat("x", 64<<10)}}
+	if err := p.Update(7, w); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("got %v, want ErrTooLarge", err)
+	}
+	if err := p.Update(8, workload.Workload{ID: "static:db"}); err != nil {
+		t.Errorf("another workload: %v", err)
+	}
+	if m := c.heard(t); m.ID != 8 {
+		t.Errorf("heard of %d, want 8", m.ID)
+	}
+}
+
+// TestProxyHasNoSayInWhoItIs has one describe what it holds.
+func TestProxyHasNoSayInWhoItIs(t *testing.T) {
+	l, path := listen(t)
+	c := raw(t, path)
+	p, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	c.send(&message{Type: typeHello, Version: protocolVersion, Count: 1})
+	c.send(&message{Type: typeHeld, ID: 1, Workload: &workload.Workload{ID: "static:admin"}}, tcpListener(t))
+	held, err := p.Hello()
+	if err != nil || len(held) != 1 {
+		t.Fatalf("held %v, %v", held, err)
+	}
+	if w := held[0].Workload; w.ID != "" {
+		t.Errorf("the proxy says that it is %s", w.ID)
+	}
+	held[0].Discard()
+}
+
+// TestOlderReleaseIsToldWhy has a proxy of an older release come to an agent that
+// refuses as agents do.
+func TestOlderReleaseIsToldWhy(t *testing.T) {
+	l, path := listen(t)
+	c := raw(t, path)
+	p, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.send(&message{Type: typeHello, Version: protocolVersion - 1})
+	_, err = p.Hello()
+	if err == nil {
+		t.Fatal("taken")
+	}
+	p.Refuse(err.Error())
+	if m := c.heard(t); m.Type != typeRefused || !strings.Contains(m.Error, "run both from one release") {
+		t.Errorf("told %q: %q", m.Type, m.Error)
+	}
 }
 
 // TestUnconfirmedIsReleased has an agent that does not mention what the proxy
@@ -441,7 +581,7 @@ func TestDescriptorsThatBlock(t *testing.T) {
 		_, err = tc.Write(make([]byte, 64<<10))
 	}
 	tc.SetLinger(1 << 20)
-	c.send(&message{Type: typeHello, Version: 1}, tc)
+	c.send(&message{Type: typeHello, Version: protocolVersion}, tc)
 	f, err := tc.File()
 	if err != nil {
 		t.Fatal(err)

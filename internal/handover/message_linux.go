@@ -24,11 +24,12 @@ import (
 	"imdsgate/internal/workload"
 )
 
-// protocolVersion changes when old and new cannot talk.
-const protocolVersion = 1
+// protocolVersion changes when old and new cannot talk. Since 2 the members of a
+// workload are workloads.
+const protocolVersion = 2
 
 const (
-	maxMessage     = 64 << 10               // bytes of one packet
+	maxMessage     = 128 << 10              // bytes of one packet: a workload with all its members
 	maxDescriptors = 3                      // of one packet: two listeners and a link
 	writeTimeout   = 500 * time.Millisecond // the other side reads at once, or is broken
 	helloTimeout   = 5 * time.Second        // for everything between connect and sync
@@ -103,6 +104,7 @@ type conn struct {
 }
 
 func newConn(c *net.UnixConn) *conn {
+	c.SetWriteBuffer(maxMessage) // as much as the kernel grants; see write
 	return &conn{c: c, buf: make([]byte, maxMessage), oob: make([]byte, unix.CmsgSpace(4*maxDescriptors))}
 }
 
@@ -137,6 +139,9 @@ func (c *conn) write(m *message, fds ...syscall.Conn) error {
 			oob = unix.UnixRights(raw...)
 		}
 		_, _, err := c.c.WriteMsgUnix(b, oob, nil)
+		if errors.Is(err, unix.EMSGSIZE) { // net.core.wmem_max is small here
+			return fmt.Errorf("%w: %d bytes: %w", ErrTooLarge, len(b), err)
+		}
 		return err
 	})
 }

@@ -90,12 +90,14 @@ func (d *Docker) open(ctx context.Context, method, path string, body any) (*http
 }
 
 // Image makes an image out of files of this machine, by their paths in the image.
-// All may be executed. There is no shell in it unless it is put there.
-func (d *Docker) Image(ctx context.Context, name string, files map[string]string) error {
+// All may be executed. There is no shell in it unless it is put there. Changes are
+// lines of a Dockerfile, like LABEL team=shop.
+func (d *Docker) Image(ctx context.Context, name string, files map[string]string, changes ...string) error {
 	r, w := io.Pipe()
 	defer r.Close()
 	go func() { w.CloseWithError(writeTar(w, files)) }()
-	b, err := d.call(ctx, http.MethodPost, "/images/create?fromSrc=-&tag=latest&repo="+url.QueryEscape(name), r)
+	query := url.Values{"fromSrc": {"-"}, "tag": {"latest"}, "repo": {name}, "changes": changes}
+	b, err := d.call(ctx, http.MethodPost, "/images/create?"+query.Encode(), r)
 	if err != nil {
 		return err
 	}
@@ -111,6 +113,22 @@ func (d *Docker) Image(ctx context.Context, name string, files map[string]string
 			return fmt.Errorf("import %s: %s", name, m.Error)
 		}
 	}
+}
+
+// ImageID is the digest of an image.
+func (d *Docker) ImageID(ctx context.Context, name string) (string, error) {
+	b, err := d.call(ctx, http.MethodGet, "/images/"+name+"/json", nil)
+	if err != nil {
+		return "", err
+	}
+	var image struct{ ID string }
+	return image.ID, json.Unmarshal(b, &image)
+}
+
+// RemoveImage removes an image, also from under containers that do not run.
+func (d *Docker) RemoveImage(ctx context.Context, name string) error {
+	_, err := d.call(ctx, http.MethodDelete, "/images/"+name+"?force=1", nil)
+	return err
 }
 
 func writeTar(w io.Writer, files map[string]string) error {

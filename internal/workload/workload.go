@@ -4,8 +4,10 @@
 package workload
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 )
 
@@ -15,20 +17,95 @@ import (
 type ID string
 
 // Workload is one caller of the metadata service, as the runtime describes it.
-// Nothing in it was said by the workload itself over the network.
+// Nothing in it was said by the workload itself over the network. It is not
+// changed once it is in a Directory.
 type Workload struct {
-	ID     ID                `json:"id"`
-	Name   string            `json:"name"`
+	ID   ID     `json:"id"`
+	Name string `json:"name"`
+
+	// Labels are those that whoever runs the workload gave it.
 	Labels map[string]string `json:"labels,omitempty"`
 
+	// ImageLabels are those that its image brought along, unchanged: whoever
+	// builds an image chooses them, so they can take away but never give. A label
+	// stands in one of the two maps.
+	ImageLabels map[string]string `json:"image_labels,omitempty"`
+
 	// Image is the name of the image that the runtime made the workload from, as
-	// it was asked for; empty if there is none.
+	// it was asked for, whatever has that name now. Empty means that there is none
+	// or, if ImageID is set, that the name is not known (yet): it may be any.
 	Image string `json:"image,omitempty"`
 
-	// Members lists the names of all workloads that share one network
-	// namespace, sorted. The kernel cannot tell them apart, so they are one
-	// workload here. Empty means that the workload has the namespace to itself.
-	Members []string `json:"members,omitempty"`
+	// ImageID is the digest of the image, "sha256:" and 64 hexadecimal digits, as
+	// the runtime computed it; empty if there is none.
+	ImageID string `json:"image_id,omitempty"`
+
+	// Pod is set for a workload that Kubernetes runs.
+	Pod *Pod `json:"pod,omitempty"`
+
+	// Members are all workloads that share one network namespace, in the order of
+	// their IDs. The kernel cannot tell them apart, so they are one workload here,
+	// and may do what all of them may, and no more. Empty means that the workload has the
+	// namespace to itself; members have no members.
+	Members []Workload `json:"members,omitempty"`
+}
+
+// Pod is what Kubernetes says of a workload.
+type Pod struct {
+	Namespace      string            `json:"namespace"`
+	ServiceAccount string            `json:"service_account,omitempty"`
+	Labels         map[string]string `json:"labels,omitempty"`
+
+	// Claimed says that it may be the image alone which says so: then it can take
+	// away and never give, as ImageLabels do.
+	Claimed bool `json:"claimed,omitempty"`
+}
+
+// The labels that Compose sets on every container (docker/compose
+// pkg/api/labels.go). Since its version 2 it sets the first two on images that it
+// builds, too; the others never, and an image cannot know its own digest.
+const (
+	ComposeProject = "com.docker.compose.project"
+	ComposeService = "com.docker.compose.service"
+	composeHash    = "com.docker.compose.config-hash"
+	composeImage   = "com.docker.compose.image"
+)
+
+// Compose is the Compose project and service that the workload is of, both empty
+// if it is of none. Sure is false where the image alone may say so, and for pods,
+// whose labels their authors choose.
+//
+// Images that Compose built carry its labels, so an unchanged label proves
+// nothing by itself; a hash of the service's configuration, or a digest of the
+// image, that is not the image's is Compose's own, and then so are the others.
+func (w *Workload) Compose() (project, service string, sure bool) {
+	project, given := w.Labels[ComposeProject]
+	if !given {
+		project = w.ImageLabels[ComposeProject]
+	}
+	service, ok := w.Labels[ComposeService]
+	if !ok {
+		service = w.ImageLabels[ComposeService]
+	}
+	if project == "" || service == "" {
+		return "", "", false
+	}
+	_, hash := w.Labels[composeHash]
+	_, image := w.Labels[composeImage]
+	return project, service, w.Pod == nil && (given && ok || hash || image)
+}
+
+// MemberNames are the names of Members, sorted; nil if there are none.
+func (w *Workload) MemberNames() []string {
+	if len(w.Members) == 0 {
+		return nil
+	}
+	names := make([]string, 0, len(w.Members))
+	for i := range w.Members {
+		names = append(names, w.Members[i].Name)
+	}
+	slices.Sort(names)
+	return names
 }
 
 // Proof is how much the evidence of a connection is worth. Proofs are ordered:
@@ -96,7 +173,7 @@ type Evidence struct {
 // use; it is safe for concurrent use.
 type Directory struct {
 	mu sync.RWMutex
-	by map[uint64]Workload
+	by map[uint64]*Workload
 }
 
 // Set records, or replaces, the workload behind an attachment.
@@ -104,9 +181,9 @@ func (d *Directory) Set(attachment uint64, w Workload) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.by == nil {
-		d.by = make(map[uint64]Workload)
+		d.by = make(map[uint64]*Workload)
 	}
-	d.by[attachment] = w
+	d.by[attachment] = &w
 }
 
 // Delete forgets an attachment.
@@ -125,9 +202,10 @@ func (d *Directory) Len() int {
 
 // Lookup finds the workload that the evidence stands for. It reports false when
 // the evidence names nobody: the caller must refuse then, never assume the host.
+// The workload is not changed afterwards: another description is another pointer.
 //
 // Evidence of proof Address stands for the address alone.
-func (d *Directory) Lookup(e Evidence) (Workload, bool) {
+func (d *Directory) Lookup(e Evidence) (*Workload, bool) {
 	switch e.Proof {
 	case Listener:
 		d.mu.RLock()
@@ -136,11 +214,23 @@ func (d *Directory) Lookup(e Evidence) (Workload, bool) {
 		return w, ok
 	case Address:
 		if !e.Peer.IsValid() {
-			return Workload{}, false
+			return nil, false
 		}
 		a := e.Peer.Addr().Unmap().WithZone("").String()
-		return Workload{ID: ID("address:" + a), Name: a}, true
+		return &Workload{ID: ID("address:" + a), Name: a}, true
 	default:
-		return Workload{}, false
+		return nil, false
 	}
+}
+
+// All lists the workloads, in the order of their IDs.
+func (d *Directory) All() []*Workload {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	all := make([]*Workload, 0, len(d.by))
+	for _, w := range d.by {
+		all = append(all, w)
+	}
+	slices.SortFunc(all, func(a, b *Workload) int { return cmp.Compare(a.ID, b.ID) })
+	return all
 }
