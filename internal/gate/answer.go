@@ -66,6 +66,12 @@ func failure(q imds.Query, err error) *imds.Refusal {
 		return imds.BadAnswer(q, upstream.ErrTooLarge.Error())
 	case errors.Is(err, imds.ErrNotDocument):
 		return imds.BadAnswer(q, "the answer of the metadata service cannot be filtered")
+	case errors.Is(err, upstream.ErrBusy):
+		return imds.Busy(q, upstream.ErrBusy.Error())
+	case errors.Is(err, upstream.ErrGone): // some clients wait longer for a 410
+		r := imds.Unavailable(q, upstream.ErrGone.Error())
+		r.Status = http.StatusGone
+		return r
 	default:
 		return imds.Unavailable(q, "the metadata service cannot be reached")
 	}
@@ -127,6 +133,12 @@ var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 // leaves the way open for a refusal.
 func (x *exchange) stream(a *upstream.Answer) error {
 	x.announce(a)
+	if len(a.Bytes) > 0 {
+		if err := x.send(a, a.Bytes); err != nil {
+			return err
+		}
+		return x.flush()
+	}
 	if a.Size < 0 {
 		x.start(a)
 		if err := x.flush(); err != nil {
