@@ -25,6 +25,7 @@ type proxyFlags struct {
 	agent, listen, upstream, policy, audit string
 	hosts                                  []string
 	limits                                 gate.Limits
+	answers                                answerFlags
 	ensureRoute                            bool
 	logJSON                                bool
 }
@@ -80,6 +81,7 @@ a secret. The actions:
 	fl.DurationVar(&f.limits.HeaderTime, "header-time", 5*time.Second, "time for a request's header to arrive")
 	fl.DurationVar(&f.limits.IdleTime, "idle-time", 2*time.Minute, "time a connection is kept for its next request")
 	fl.DurationVar(&f.limits.DrainTime, "drain-time", 8*time.Second, "time for requests in flight at the end")
+	f.answers.add(fl)
 	fl.BoolVar(&f.logJSON, "log-json", false, "log JSON lines instead of text")
 	return cmd
 }
@@ -134,6 +136,13 @@ func runProxy(e *env, f proxyFlags) error {
 	if err := f.check(); err != nil {
 		return err
 	}
+	client := &upstream.Client{Host: u.Host}
+	defer client.CloseIdle()
+	source, end, err := f.answers.source(client)
+	if err != nil {
+		return err
+	}
+	defer end()
 	if e.harden != nil {
 		if err := e.harden(); err != nil {
 			return fmt.Errorf("give up privileges: %w", err)
@@ -150,10 +159,8 @@ func runProxy(e *env, f proxyFlags) error {
 	defer out.Close()
 	outliveReaders()
 	log := newLogger(e.stderr, f.logJSON)
-	client := &upstream.Client{Host: u.Host}
-	defer client.CloseIdle()
 	g := &gate.Gate{
-		Cloud: imds.Azure, Hosts: f.hosts, Directory: &workload.Directory{}, Policy: p, Source: client,
+		Cloud: imds.Azure, Hosts: f.hosts, Directory: &workload.Directory{}, Policy: p, Source: source,
 		Audit: audit.NewJSON(out), Log: log, Limits: f.limits,
 	}
 	switch {
