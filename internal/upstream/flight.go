@@ -12,6 +12,7 @@ import (
 // of them waits, or something is to be renewed.
 type flight struct {
 	key    string
+	short  bool // it gets less time than a caller would give it
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	party  party
@@ -45,7 +46,7 @@ func (c *Cache) fetch(ctx context.Context, k *keys, r *Request) (*Answer, error)
 			return c.Source.Answer(ctx, *r)
 		}
 		a, err := c.wait(ctx, f, k, r, led)
-		if led || last || !isOwn(err) {
+		if led || last || !isOwn(err) && !(f.short && errors.Is(err, ErrTimeout)) {
 			return a, err
 		}
 	}
@@ -97,7 +98,7 @@ func (c *Cache) behind(k *keys, r *Request, limit time.Duration) {
 
 // start begins a flight; c.mu is held.
 func (c *Cache) start(k *keys, r *Request, limit time.Duration) *flight {
-	f := &flight{key: k.flight, done: make(chan struct{})}
+	f := &flight{key: k.flight, short: limit < flightTime, done: make(chan struct{})}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
 	f.party.join(r.Workload)
 	c.flights[f.key] = f

@@ -141,6 +141,38 @@ func TestSlowCallGoesOnBehind(t *testing.T) {
 	})
 }
 
+// A try behind a token that is failing gets a second; who has nothing to fall
+// back on any more, and finds such a try under way, is not content with that.
+func TestShortTryIsNotTheLastWord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := minting(4 * time.Minute)
+		c := cacheOver(t, &upstream.Cache{Source: s})
+		ask(t, c, tokenFor(vault))
+		mint := s.answer
+		s.answer = saying(503, "{}").answer
+		time.Sleep(4*time.Minute - 800*time.Millisecond)
+		ask(t, c, tokenFor(vault)) // now it is known to fail
+		s.answer = func(ctx context.Context, r upstream.Request) (*upstream.Answer, error) {
+			select {
+			case <-time.After(3 * time.Second):
+				return mint(ctx, r)
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			}
+		}
+		time.Sleep(600 * time.Millisecond)
+		synctest.Wait()
+		if _, from := ask(t, c, tokenFor(vault)); from != upstream.Stale {
+			t.Fatalf("got %q, want stale: this begins the try", from)
+		}
+		time.Sleep(300 * time.Millisecond)
+		calls := s.calls.Load()
+		if _, from := ask(t, c, tokenFor(vault)); from != "" || s.calls.Load() != calls+1 {
+			t.Errorf("got %q after %d calls, want a call of its own", from, s.calls.Load()-calls)
+		}
+	})
+}
+
 // A call that nobody else bounds does not go on for ever.
 func TestFlightIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

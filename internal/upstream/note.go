@@ -12,7 +12,7 @@ import (
 
 // note learns from what a call has brought.
 func (q *quota) note(ctx context.Context, l *lane, a *Answer, err error) {
-	if err != nil && (ctx.Err() != nil && !errors.Is(err, ErrTimeout) || errors.Is(err, ErrTooLarge)) {
+	if err != nil && (ctx.Err() != nil || errors.Is(err, ErrTooLarge)) {
 		return // that says nothing of the service
 	}
 	q.mu.Lock()

@@ -135,6 +135,7 @@ func TestSlowCallDoesNotReplaceNewerOne(t *testing.T) {
 		c := cacheOver(t, &upstream.Cache{Source: s})
 		plain := askLater(t.Context(), c, tokenFor(vault))
 		time.Sleep(time.Second)
+		synctest.Wait()
 		bypass := tokenFor(vault, "bypass_cache", "true")
 		fast := s.source.answer
 		s.answer = minting(time.Hour).answer
