@@ -32,6 +32,7 @@ type entry struct {
 	failing atomic.Bool  // the last call for a better one has failed
 	again   atomic.Int64 // the age, in ns, until which no other is begun behind it
 	said    atomic.Pointer[wording]
+	edits   edits
 }
 
 // wording is a token's answer as it is worded for one second of its life.
@@ -63,11 +64,11 @@ func (e *entry) claim(age time.Duration) bool {
 }
 
 // weight is about how much memory the entry takes, in bytes. A token's body is
-// there twice, as it came and as it is worded.
+// there twice, as it came and as it is worded; others have room for edits.
 func (e *entry) weight(key string) uint32 {
-	n := 512 + len(key) + len(e.body)
-	if e.digits[1] > 0 {
-		n += len(e.body)
+	n := 512 + len(key) + 2*len(e.body)
+	if e.digits[1] == 0 {
+		n += (maxEdits - 1) * len(e.body)
 	}
 	for name, values := range e.header {
 		n += 64 + len(name)
@@ -121,6 +122,9 @@ func (e *entry) word(seconds int64) *wording {
 
 func (e *entry) answer(h http.Header, body []byte, how string) *Answer {
 	m := &inMemory{Answer: Answer{Status: e.status, Header: h, Size: int64(len(body)), Bytes: body, Cache: how}}
+	if e.digits[1] == 0 { // the body is the same every time
+		m.edits = &e.edits
+	}
 	m.reader.Reset(body)
 	m.Body = m
 	return &m.Answer

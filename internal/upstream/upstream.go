@@ -41,6 +41,8 @@ type Answer struct {
 	// Cache says where a Cache has the answer from: Hit, Stale or Flight; empty
 	// when the service was asked for this request alone.
 	Cache string
+
+	edits *edits // of the kept answer that this one is; nil if there is none
 }
 
 // Where an answer comes from, if the service was not asked for it alone.
