@@ -23,10 +23,11 @@ import (
 
 // setup says what a bench is like.
 type setup struct {
-	method     string // of capture; empty means sklookup
-	policy     string // text of the proxy's policy file; empty: it is given none
-	instance   string // text of the simulator's instance file; empty: the default VM
-	sim        []string
+	method     string   // of capture; empty means sklookup
+	policy     string   // text of the proxy's policy file; empty: it is given none
+	instance   string   // text of the simulator's instance file; empty: the default VM
+	sim        []string // further flags of the simulator
+	proxy      []string // and of the proxy
 	containers []string
 }
 
@@ -64,9 +65,9 @@ func start(t *testing.T, c setup) *bench {
 	if n != len(c.containers) {
 		t.Fatalf("agent attached %d containers, want %d", n, len(c.containers))
 	}
-	var flags []string
+	flags := c.proxy
 	if c.policy != "" {
-		flags = []string{"--policy", b.file(t, "policy.yaml", c.policy)}
+		flags = append(flags, "--policy", b.file(t, "policy.yaml", c.policy))
 	}
 	ok(t, s.StartProxy(ctx, flags...))
 	return b

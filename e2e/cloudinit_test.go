@@ -133,7 +133,8 @@ func TestCloudInit(t *testing.T) {
 		{name: "user_data_blanked", policy: provisioningPolicy, instance: withUserData, want: []int{200}, extended: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			b := start(t, setup{policy: c.policy, instance: c.instance, sim: append(c.sim, "--limits", "off"), containers: []string{"boot"}})
+			// Its request ids come to the service only if its answers are its own.
+			b := start(t, setup{policy: c.policy, instance: c.instance, sim: append(c.sim, "--limits", "off"), proxy: []string{"--cache=off"}, containers: []string{"boot"}})
 			ci := &cloudInit{ns: b.containers["boot"].NS}
 			status, body := ci.metadata(t)
 			if status != http.StatusOK || !slices.Equal(ci.statuses, c.want) {

@@ -62,7 +62,8 @@ func (e *engine) start(t *testing.T, args ...string) {
 	if _, err := e.StartAgent(t.Context(), append([]string{"--docker", "--docker-host", e.docker.Host(), "--netns-dir", e.docker.NetnsDir()}, args...)...); err != nil {
 		t.Fatal(err)
 	}
-	if err := e.StartProxy(t.Context(), "--audit", "-", "--audit-rate", "0"); err != nil {
+	// Every call is to come to the service: what is tested is the way there.
+	if err := e.StartProxy(t.Context(), "--audit", "-", "--audit-rate", "0", "--cache=off", "--budget=off"); err != nil {
 		t.Fatal(err)
 	}
 }

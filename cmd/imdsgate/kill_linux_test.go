@@ -117,7 +117,7 @@ func awaitAnswers(t *testing.T, p *testnet.Process, n int) {
 func TestKillUnderLoad(t *testing.T) {
 	const clients, outage = 16, 500 * time.Millisecond
 	startProxy := func(t *testing.T, s *testnet.Stack) {
-		if err := s.StartProxy(t.Context(), "--audit", "-", "--audit-rate", "0"); err != nil {
+		if err := s.StartProxy(t.Context(), "--audit", "-", "--audit-rate", "0", "--cache=off", "--budget=off"); err != nil {
 			t.Error(err)
 		}
 	}

@@ -24,6 +24,7 @@ type proxyFlags struct {
 	audit                                    auditSpec
 	hosts                                    []string
 	limits                                   gate.Limits
+	answers                                  answerFlags
 	ensureRoute                              bool
 	logJSON                                  bool
 }
@@ -80,6 +81,7 @@ been no good one everything is denied, and the proxy is not ready.`,
 	fl.DurationVar(&f.limits.HeaderTime, "header-time", 5*time.Second, "time for a request's header to arrive")
 	fl.DurationVar(&f.limits.IdleTime, "idle-time", 2*time.Minute, "time a connection is kept for its next request")
 	fl.DurationVar(&f.limits.DrainTime, "drain-time", 8*time.Second, "time for requests in flight at the end")
+	f.answers.add(fl)
 	fl.BoolVar(&f.logJSON, "log-json", false, "log JSON lines instead of text")
 	return cmd
 }
@@ -134,6 +136,13 @@ func runProxy(e *env, f proxyFlags) error {
 	if err := f.check(); err != nil {
 		return err
 	}
+	client := &upstream.Client{Host: u.Host}
+	defer client.CloseIdle()
+	source, end, err := f.answers.source(client)
+	if err != nil {
+		return err
+	}
+	defer end()
 	if e.harden != nil {
 		if err := e.harden(); err != nil {
 			return fmt.Errorf("give up privileges: %w", err)
@@ -146,11 +155,9 @@ func runProxy(e *env, f proxyFlags) error {
 		return err
 	}
 	defer record.Close()
-	client := &upstream.Client{Host: u.Host}
-	defer client.CloseIdle()
 	rules := followPolicy(f.policy, log)
 	g := &gate.Gate{
-		Cloud: imds.Azure, Hosts: f.hosts, Directory: &workload.Directory{}, Policy: rules.current, Source: client,
+		Cloud: imds.Azure, Hosts: f.hosts, Directory: &workload.Directory{}, Policy: rules.current, Source: source,
 		Audit: sink, Log: log, Limits: f.limits,
 	}
 	control := &control{path: f.control, asked: f.controlAsked, log: log,

@@ -69,8 +69,12 @@ type Event struct {
 	Status   int           `json:"status"`            // HTTP status of the answer, 0 if there was none
 	Bytes    int64         `json:"bytes"`             // of the body sent
 	Duration int64         `json:"duration_us"`
-	Upstream bool          `json:"upstream"`        // the answer is the metadata service's own
-	Cache    string        `json:"cache,omitempty"` // how it came out of the cache, empty: not from there
+	Upstream bool          `json:"upstream"` // the answer is the metadata service's own
+
+	// Cache says where the proxy had the answer from: "hit", "stale" (kept, and
+	// handed out while the service is away) or "flight" (of somebody else's call);
+	// empty when the service was asked for this request.
+	Cache string `json:"cache,omitempty"`
 
 	// Count is how many like it this event stands for, when floods are put
 	// together in one; 0 means one.

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 
 	"imdsgate/internal/audit"
@@ -67,6 +68,12 @@ func failure(q imds.Query, err error) *imds.Refusal {
 		return imds.BadAnswer(q, upstream.ErrTooLarge.Error())
 	case errors.Is(err, imds.ErrNotDocument):
 		return imds.BadAnswer(q, "the answer of the metadata service cannot be filtered")
+	case errors.Is(err, upstream.ErrBusy):
+		return imds.Busy(q, upstream.ErrBusy.Error())
+	case errors.Is(err, upstream.ErrGone): // some clients wait longer for a 410
+		r := imds.Unavailable(q, upstream.ErrGone.Error())
+		r.Status = http.StatusGone
+		return r
 	default:
 		return imds.Unavailable(q, "the metadata service cannot be reached")
 	}
@@ -103,25 +110,59 @@ func (x *exchange) blank(a *upstream.Answer, d policy.Decision) (*upstream.Answe
 		out.Header.Del("Content-Length") // it would tell the size of what is denied
 		return out, nil
 	}
-	limit := x.g.limits.BlankBytes
-	body, err := io.ReadAll(io.LimitReader(a.Body, limit+1))
-	switch {
-	case err != nil:
+	body, err := x.whole(a)
+	if err != nil {
 		return nil, err
-	case int64(len(body)) > limit:
-		return nil, upstream.ErrTooLarge
 	}
 	// An error of the service holds no data, and is not of the form that Blank knows.
 	if a.Status < 300 {
-		if body, err = imds.Blank(x.q, d.Blank, body); err != nil {
-			return nil, err
+		edit := func(body []byte) ([]byte, error) { return x.takeOut(body, d) }
+		if a.Bytes != nil {
+			body, err = a.Edit(taken(d), edit)
+		} else {
+			body, err = edit(body)
 		}
-		if body, err = imds.Prune(x.q, d.Cut, body); err != nil {
+		if err != nil {
 			return nil, err
 		}
 	}
-	out.Body, out.Size = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	out.Body, out.Size, out.Bytes = io.NopCloser(bytes.NewReader(body)), int64(len(body)), body
 	return out, nil
+}
+
+// whole is the body of an answer, if it is not too long to be looked through.
+func (x *exchange) whole(a *upstream.Answer) ([]byte, error) {
+	limit := x.g.limits.BlankBytes
+	body, err := a.Bytes, error(nil)
+	if body == nil {
+		body, err = io.ReadAll(io.LimitReader(a.Body, limit+1))
+	}
+	if err == nil && int64(len(body)) > limit {
+		err = upstream.ErrTooLarge
+	}
+	return body, err
+}
+
+func (x *exchange) takeOut(body []byte, d policy.Decision) ([]byte, error) {
+	body, err := imds.Blank(x.q, d.Blank, body)
+	if err != nil {
+		return nil, err
+	}
+	return imds.Prune(x.q, d.Cut, body)
+}
+
+// taken names what takeOut takes out. The rest of what it depends on, the query,
+// is what the kept answer was kept for.
+func taken(d policy.Decision) string {
+	if len(d.Blank) == 1 && len(d.Cut.Keep)+len(d.Cut.Drop) == 0 {
+		return string(d.Blank[0])
+	}
+	var b strings.Builder
+	for _, a := range d.Blank {
+		b.WriteString(string(a) + ",")
+	}
+	b.WriteString(";" + strings.Join(d.Cut.Keep, ",") + ";" + strings.Join(d.Cut.Drop, ","))
+	return b.String()
 }
 
 var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
@@ -131,6 +172,12 @@ var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 // leaves the way open for a refusal.
 func (x *exchange) stream(a *upstream.Answer) error {
 	x.announce(a)
+	if len(a.Bytes) > 0 {
+		if err := x.send(a, a.Bytes); err != nil {
+			return err
+		}
+		return x.flush()
+	}
 	if a.Size < 0 {
 		x.start(a)
 		if err := x.flush(); err != nil {

@@ -85,13 +85,14 @@ func (x *exchange) serve() {
 	}
 	defer x.leave()
 	a, err := x.g.Source.Answer(x.r.Context(), upstream.Request{
-		Query: x.ask, Header: imds.ForwardHeader(x.r.Header), Body: body,
+		Query: x.ask, Header: imds.ForwardHeader(x.r.Header), Body: body, Workload: who.ID,
 	})
 	if err != nil {
 		x.fail(err)
 		return
 	}
 	defer a.Body.Close()
+	x.event.Cache = a.Cache
 	x.answer(a, d)
 }
 

@@ -215,6 +215,7 @@ func BenchmarkHandler(b *testing.B) {
 			g.Audit = audit.Tee{}
 			g.init()
 			t := newTap(g, Listener{Attachment: 1, Method: "sklookup", Proof: workload.Listener})
+			t.share = g.shareOf(t.Attachment)
 			r, err := http.NewRequest("GET", "http://169.254.169.254", nil)
 			if err != nil {
 				b.Fatal(err)
@@ -234,6 +235,10 @@ func BenchmarkHandler(b *testing.B) {
 func BenchmarkKeepAlive(b *testing.B) {
 	g, _ := newGate(b, says("{}"))
 	g.Audit = audit.Tee{}
+	keepAlive(b, g)
+}
+
+func keepAlive(b *testing.B, g *Gate) {
 	s := start(b, g, listen(b))
 	p, text := dial(b, s.addr), []byte(request("GET", token))
 	b.ReportAllocs()

@@ -109,7 +109,7 @@ func identityCode(status int) string {
 		return "method_not_allowed"
 	case http.StatusTooManyRequests:
 		return "too_many_requests"
-	case http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+	case http.StatusServiceUnavailable, http.StatusGatewayTimeout, http.StatusGone:
 		return "service_unavailable"
 	case http.StatusBadGateway:
 		return "server_error"

@@ -103,7 +103,7 @@ func get(action imds.Action) upstream.Request {
 }
 
 // read takes an answer to its end.
-func read(t *testing.T, c *upstream.Client, r upstream.Request) (*upstream.Answer, string, error) {
+func read(t *testing.T, c upstream.Source, r upstream.Request) (*upstream.Answer, string, error) {
 	t.Helper()
 	a, err := c.Answer(t.Context(), r)
 	if err != nil {

@@ -1,0 +1,141 @@
+package upstream
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	"imdsgate/internal/imds"
+)
+
+// The reasons for which a Budget does not ask the service.
+var (
+	// ErrBusy: the VM's budget leaves nothing for this workload now; a moment
+	// later it may.
+	ErrBusy = errors.New("the budget for calls to the metadata service is used up for now")
+	// ErrAway: the last calls of this workload have failed, and it gets another
+	// in half a second.
+	ErrAway = errors.New("the metadata service is away")
+	// ErrGone is ErrAway where the service has said 410: it is being updated,
+	// which takes 70 s at most (protocol-azure §7).
+	ErrGone = errors.New("the metadata service is being updated")
+)
+
+// Rate is how much may be asked for. The zero value of a field means the
+// default, which Budget names.
+type Rate struct {
+	PerSecond float64 // in the long run
+	Burst     int     // at once, after a pause; 0 is a quarter of PerSecond, and one at least
+	AtOnce    int     // calls under way
+}
+
+const (
+	defaultWait  = 5 * time.Second
+	defaultQueue = 32
+)
+
+// Budget is a Source that stays below the platform's limits, which are one for
+// the whole VM: 5 requests/s, and for identities 20/s and 5 at once
+// (protocol-azure §7). How the platform counts is not published, so that in no
+// second there are more than PerSecond + Burst.
+//
+// Who has to wait gets its turn by workload, each of them one call in turn, and
+// none may have all the calls that can be under way: so a noisy one delays
+// another by one call, and takes nothing from it. A call that several workloads
+// wait for (Cache) waits in the line of each of them, and is the turn of the one
+// that is first.
+//
+// After 429 everybody waits: as long as Retry-After says, up to a minute, else
+// half a second. After three errors, 5xx or 410 in a row a workload gets two
+// calls a second, and an error for the rest, until one succeeds. That is its own
+// affair: what one workload asks for cannot bar the way for others.
+//
+// The fields are set before the first Answer and not changed afterwards.
+type Budget struct {
+	Source Source
+
+	General  Rate // all but identities; 0 means 4/s, 16 at once
+	Identity Rate // 0 means 16/s, 4 at once
+
+	// Wait is how long a call waits for its turn; 0 means 5 s. Azure's clients
+	// have more patience than that, and come again after ErrBusy.
+	Wait time.Duration
+
+	// Queue bounds the calls of a workload that wait; 0 means 32.
+	Queue int
+
+	once   sync.Once
+	quotas [2]quota // by imds.Family
+}
+
+func (b *Budget) init() {
+	b.once.Do(func() {
+		for i, r := range [2]Rate{imds.General: b.General, imds.Identity: b.Identity} {
+			standard := [2]Rate{imds.General: {4, 1, 16}, imds.Identity: {16, 4, 4}}[i]
+			r.PerSecond = cmp.Or(r.PerSecond, standard.PerSecond)
+			r.Burst = cmp.Or(r.Burst, max(1, int(r.PerSecond/4)))
+			r.AtOnce = cmp.Or(r.AtOnce, standard.AtOnce)
+			b.quotas[i] = quota{rate: r, wait: cmp.Or(b.Wait, defaultWait), queue: cmp.Or(b.Queue, defaultQueue),
+				tokens: float64(r.Burst), filled: time.Now()}
+		}
+	})
+}
+
+// Answer asks the source when it is the request's turn. The errors are those
+// above, the source's, and the context's.
+func (b *Budget) Answer(ctx context.Context, r Request) (*Answer, error) {
+	b.init()
+	q := &b.quotas[imds.General]
+	if r.Query.Family == imds.Identity {
+		q = &b.quotas[imds.Identity]
+	}
+	l, err := q.enter(ctx, &r)
+	if err != nil {
+		return nil, err
+	}
+	over := sync.OnceFunc(func() { q.leave(l) })
+	ended := false
+	defer func() {
+		if !ended { // also when the source panics
+			over()
+		}
+	}()
+	a, err := b.Source.Answer(ctx, r)
+	q.note(ctx, l, a, err)
+	if err != nil {
+		return nil, err
+	}
+	if a.Size >= 0 && a.Size <= sentWhole {
+		return a, nil
+	}
+	ended = true
+	counted := *a
+	counted.Body = &closer{ReadCloser: a.Body, then: over}
+	return &counted, nil
+}
+
+// sentWhole is up to where the service is done with an answer once its header
+// is here: the rest is in buffers on the way, and a slow reader holds up nobody.
+const sentWhole = 64 << 10
+
+// closer is a body with something to be done at its end.
+type closer struct {
+	io.ReadCloser
+	then func() // more than once is like once
+}
+
+func (c *closer) Read(p []byte) (int, error) {
+	n, err := c.ReadCloser.Read(p)
+	if err == io.EOF {
+		c.then()
+	}
+	return n, err
+}
+
+func (c *closer) Close() error {
+	defer c.then()
+	return c.ReadCloser.Close()
+}
