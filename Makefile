@@ -40,8 +40,13 @@ lint:
 	go vet ./...
 	go tool staticcheck ./...
 
+# Measures side by side with nginx, HAProxy and Go's reverse proxy (root): a table, and
+# build/bench.json. Takes twenty minutes; BENCH='-rounds 1 -only kept' less.
+# See docs/benchmarks.md.
 bench:
-	go test -run '^$$' -bench . -benchmem ./internal/imds ./internal/policy ./internal/gate
+	@scripts/setup.sh
+	@cd scripts/bench && PATH="$$PATH:/usr/sbin:/sbin" CI=true \
+		go test -count=1 -timeout 2h -run '^TestBench$$' -full -out '$(CURDIR)/build/bench.json' $(BENCH)
 
 # A minute for each fuzz target.
 fuzz:

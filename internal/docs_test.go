@@ -24,7 +24,7 @@ func walk(t *testing.T, f func(name string)) {
 			return err
 		case !e.IsDir():
 			f(strings.TrimPrefix(filepath.ToSlash(name), "../"))
-		case slices.Contains([]string{".git", "node_modules", "bin"}, e.Name()):
+		case slices.Contains([]string{".git", "node_modules", "bin", "build"}, e.Name()):
 			return fs.SkipDir
 		}
 		return nil

@@ -8,6 +8,7 @@ declare -A need=(
   [curl]=curl [ip]=iproute2 [ss]=iproute2 [nft]=nftables [nginx]=nginx-light [clang]=clang [llvm-strip]=llvm
   [setpriv]=util-linux [nsenter]=util-linux [unshare]=util-linux [node]=nodejs [npm]=npm [gcc]=gcc
   [tc]=iproute2 [bpftool]=bpftool [iptables]=iptables [tar]=tar
+  [wrk]=wrk [haproxy]=haproxy [socat]=socat
   [docker]=docker.io [dockerd]=docker.io [containerd]=containerd [runc]=runc [docker-compose]=docker-compose
   [rsyslogd]=rsyslog [journalctl]=systemd
 )
