@@ -106,7 +106,7 @@ Exit codes of every command:
   0  done
   1  it was tried and did not work
   2  bad flags, arguments or configuration; nothing was started
-  3  this machine lacks something: a kernel feature or a privilege`,
+  3  this machine lacks something: a kernel feature or a privilege` + platformLong,
 		Example: `  imdsgate demo                 see all of it work, on this machine, in namespaces
   imdsgate simulate             run a metadata service for laptops and tests
   imdsgate agent --workloads workloads.yaml

@@ -1,0 +1,11 @@
+package main
+
+import "github.com/spf13/cobra"
+
+// platformCommands are the commands that Windows has besides.
+func platformCommands(e *env) []*cobra.Command {
+	return nil
+}
+
+// platformLong ends the help of all.
+const platformLong = "\n" + honesty
