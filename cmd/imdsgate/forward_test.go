@@ -131,6 +131,12 @@ func TestForwardPrints(t *testing.T) {
 			"netsh interface portproxy add v4tov4 listenaddress=169.254.169.254 listenport=80 connectaddress=172.17.0.2 connectport=80",
 			`netsh interface portproxy show v4tov4 | findstr /c:"169.254.169.254" || exit /b 1`,
 		}},
+		{"powershell", []string{"--print", "powershell"}, []string{
+			"New-NetIPAddress -InterfaceIndex $default.InterfaceIndex -IPAddress 169.254.169.254 -PrefixLength 32 -SkipAsSource $true -PolicyStore ActiveStore | Out-Null",
+			"  Start-Sleep -Milliseconds 100",
+			"if ($state -ne 'Preferred') { throw \"address 169.254.169.254: state '$state'\" }",
+			"# Remove-NetIPAddress -IPAddress 169.254.169.254 -PolicyStore ActiveStore -Confirm:$false",
+		}},
 		{"netsh_ipv6", []string{"--to", "[fd00::2]:8080", "--print", "netsh"}, []string{
 			"netsh interface portproxy add v4tov6 listenaddress=169.254.169.254 listenport=80 connectaddress=fd00::2 connectport=8080",
 		}},

@@ -4,7 +4,7 @@ import "github.com/spf13/cobra"
 
 // platformCommands are the commands that Windows has besides.
 func platformCommands(e *env) []*cobra.Command {
-	return nil
+	return []*cobra.Command{serviceCmd(e)}
 }
 
 // platformLong ends the help of all.

@@ -26,6 +26,7 @@ type proxyFlags struct {
 	hosts                                  []string
 	limits                                 gate.Limits
 	ensureRoute                            bool
+	plan                                   routePlan
 	logJSON                                bool
 }
 
@@ -64,6 +65,9 @@ a secret. The actions:
 			case byHand && f.listen == "":
 				return usageError("--listen: want an address, like :80")
 			}
+			if f.plan.asked() {
+				return f.plan.show(e.stdout, f)
+			}
 			return runProxy(e, f)
 		},
 	}
@@ -71,6 +75,7 @@ a secret. The actions:
 	fl.StringVar(&f.agent, "agent", "/run/imdsgate/agent.sock", "unix socket of the agent")
 	fl.StringVar(&f.listen, "listen", "", "listen on this address, like :80, without an agent")
 	fl.BoolVar(&f.ensureRoute, "ensure-route", false, "with --listen: keep a host route to the service by the default gateway (CAP_NET_ADMIN)")
+	f.plan.flags(fl)
 	fl.StringVar(&f.upstream, "upstream", defaultUpstream, "the metadata service; the agent's must be the same")
 	fl.StringVar(&f.policy, "policy", "", "policy file (default: facts may be read, secrets may not)")
 	fl.StringVar(&f.audit, "audit", "-", "file that audit lines are appended to; - is stdout")

@@ -110,7 +110,7 @@ func interfaceMetric(l winipcfg.LUID, a netip.Addr) uint64 {
 }
 
 func (ipHelper) addRoute(e entry) error {
-	if err := have("InitializeIpForwardEntry", "CreateIpForwardEntry2", "DeleteIpForwardEntry2"); err != nil {
+	if err := have("CreateIpForwardEntry2", "DeleteIpForwardEntry2", "InitializeIpForwardEntry"); err != nil {
 		return err
 	}
 	row, err := rowOf(e)
@@ -166,7 +166,7 @@ func (ipHelper) addresses(addr netip.Addr) (as []address, err error) {
 }
 
 func (ipHelper) addAddress(a address) error {
-	if err := have("InitializeUnicastIpAddressEntry", "CreateUnicastIpAddressEntry", "DeleteUnicastIpAddressEntry"); err != nil {
+	if err := have("CreateUnicastIpAddressEntry", "DeleteUnicastIpAddressEntry", "InitializeUnicastIpAddressEntry"); err != nil {
 		return err
 	}
 	row := new(winipcfg.MibUnicastIPAddressRow)
