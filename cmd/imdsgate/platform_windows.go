@@ -1,11 +1,4 @@
 package main
 
-import "github.com/spf13/cobra"
-
-// platformCommands are the commands that Windows has besides.
-func platformCommands(e *env) []*cobra.Command {
-	return []*cobra.Command{serviceCmd(e)}
-}
-
 // platformLong ends the help of all.
 const platformLong = "\n" + honesty
