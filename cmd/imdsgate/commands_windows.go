@@ -6,5 +6,5 @@ import "github.com/spf13/cobra"
 
 // platformCommands are the commands that Windows has besides.
 func platformCommands(e *env) []*cobra.Command {
-	return []*cobra.Command{serviceCmd(e)}
+	return []*cobra.Command{agentCmd(e), serviceCmd(e)}
 }

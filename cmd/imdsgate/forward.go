@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"net/netip"
@@ -104,23 +105,25 @@ func runForward(e *env, f forwardFlags, command []string) error {
 	return runCommand(e, command, fw.Run)
 }
 
-// endWith ends a forward, as if it had been asked to, once a file is there. It is
-// for whoever can put files into a container and cannot send it signals.
+// endWith ends a forward, as if it had been asked to, once a file is there, or is
+// another than at first. It is for whoever can put files into a container and can
+// neither remove them nor send signals.
 func endWith(ctx context.Context, file string, end func()) {
 	if file == "" {
 		return
 	}
+	first, ferr := os.ReadFile(file)
 	tick := time.NewTicker(envFilePoll)
 	defer tick.Stop()
 	for {
-		if _, err := os.Stat(file); err == nil {
-			end()
-			return
-		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		}
+		if now, err := os.ReadFile(file); err == nil && (ferr != nil || !bytes.Equal(now, first)) {
+			end()
+			return
 		}
 	}
 }

@@ -94,6 +94,12 @@ func ProxyPolicy(service, proxy netip.AddrPort) Policy {
 	}}
 }
 
+// JSON is the settings as HNS takes them, for people.
+func (p Policy) JSON() string {
+	b, _ := json.Marshal(p.Settings) // they are this package's: nothing in them can fail
+	return string(b)
+}
+
 // policyRequest is what changes an endpoint's policies.
 type policyRequest struct {
 	ResourceType, RequestType string
