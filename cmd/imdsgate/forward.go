@@ -15,8 +15,9 @@ import (
 )
 
 type forwardFlags struct {
-	to, envFile, print     string
-	endFile, listen        string // Windows alone
+	to, envFile, endFile   string
+	print                  string
+	listen                 string // Windows alone
 	force, logJSON, dryRun bool   // dryRun: Windows alone
 	dialTime, idleTime     time.Duration
 	conns                  int
@@ -48,6 +49,7 @@ func forwardCmd(e *env) *cobra.Command {
 	fl.DurationVar(&f.idleTime, "idle-time", 0, "time after which a connection that carries nothing is cut; 0 is never")
 	fl.IntVar(&f.conns, "max-connections", 1024, "connections at the same time; more wait")
 	fl.BoolVar(&f.logJSON, "log-json", false, "log JSON lines instead of text")
+	fl.StringVar(&f.endFile, "end-file", "", "end once this file is there, or is another than at the start")
 	ownForwardFlags(cmd, &f)
 	return cmd
 }

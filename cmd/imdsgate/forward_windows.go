@@ -52,7 +52,6 @@ func ownForwardFlags(cmd *cobra.Command, f *forwardFlags) {
 	fl := cmd.Flags()
 	fl.BoolVar(&f.dryRun, "dry-run", false, "look, and print what would be done; change nothing")
 	fl.StringVar(&f.listen, "listen", "", "listen on this address only and add none: for an HNS policy that leads calls there (L4WFPPROXY)")
-	fl.StringVar(&f.endFile, "end-file", "", "end once this file is there, or is another than at the start")
 }
 
 // planForward prints what would be done.
