@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -196,13 +197,14 @@ func TestClientsHands(t *testing.T) {
 	f := newHandsEngine(t)
 	cs, ctx := f.clients(), within(t)
 	client := Client{ID: "abc"}
+	root := filepath.ToSlash(cs.Root) // as the library has it on each platform
 	want := func(what string, err error, calls ...string) {
 		t.Helper()
 		if got := f.take(); err != nil || !slices.Equal(got, calls) {
 			t.Errorf("%s: %v, got calls\n%s\nwant\n%s", what, err, strings.Join(got, "\n"), strings.Join(calls, "\n"))
 		}
 	}
-	want("put", cs.Put(ctx, "abc", map[string][]byte{"proxy.env": []byte("x")}), `PUT containers/abc/archive C:\ imdsgate/= imdsgate/proxy.env=x`)
+	want("put", cs.Put(ctx, "abc", map[string][]byte{"proxy.env": []byte("x")}), "PUT containers/abc/archive "+root+" imdsgate/= imdsgate/proxy.env=x")
 	id, err := cs.Exec(ctx, "abc", []string{cs.Path("imdsgate.exe"), "forward"})
 	want("exec", err, `POST containers/abc/exec ContainerAdministrator <nil> [C:\imdsgate\imdsgate.exe forward]`, "POST exec/made/start")
 	if ended, code, err := cs.Ended(ctx, id); !ended || code != 7 || err != nil {
@@ -211,7 +213,7 @@ func TestClientsHands(t *testing.T) {
 	f.take()
 	_, err = cs.AddSidecar(ctx, client, "img", []string{"imdsgate.exe", "forward"}, map[string][]byte{"proxy.env": []byte("x")})
 	want("side-car", err, "POST containers/create ContainerAdministrator [imdsgate.exe] [forward] img map[imdsgate.forward-for:abc] container:abc process",
-		`PUT containers/made/archive C:\ imdsgate/= imdsgate/proxy.env=x`, "POST containers/made/start")
+		"PUT containers/made/archive "+root+" imdsgate/= imdsgate/proxy.env=x", "POST containers/made/start")
 	want("remove", cs.RemoveSidecar(ctx, "s"), "POST containers/s/stop", "DELETE containers/s")
 	f.gone = true
 	if ended, _, err := cs.Ended(ctx, id); !ended || err != nil {
