@@ -37,6 +37,7 @@ func TestWindows(t *testing.T) {
 	t.Run("half_close", w.halfClose)
 	t.Run("service", w.serves)
 	t.Run("proxy_and_simulate", w.proxies)
+	t.Run("size_and_start", w.sizes)
 }
 
 // beyondWine holds that nothing ends well without having been done: not even where
@@ -345,5 +346,37 @@ func (w *windows) proxies(t *testing.T) {
 	}
 	if n := strings.Count(p.Output(), "address:"+w.first.Addr4.String()); n != 3 {
 		t.Errorf("the audit has %d lines of the caller, want 3:\n%s", n, p.Output())
+	}
+}
+
+// sizes says how large the programs are, and how long they take to start. The one
+// that only forwards is for images of clients.
+func (w *windows) sizes(t *testing.T) {
+	const most = 8 << 20
+	small := *w
+	small.exe = buildWindows(t, t.TempDir(), "-tags=forwardonly")
+	for name, x := range map[string]*windows{"imdsgate.exe": w, "imdsgate.exe, forwardonly": &small} {
+		st, err := os.Stat(x.exe)
+		if err != nil {
+			t.Fatal(err)
+		}
+		least := windowsPatience
+		for range 5 {
+			start := time.Now()
+			if code, out := x.run(t, "version"); code != exitOK || !strings.HasSuffix(out, "windows/amd64") {
+				t.Fatalf("%s: got code %d: %s", name, code, out)
+			}
+			least = min(least, time.Since(start))
+		}
+		t.Logf("%s: %.1f MB, %v from its start to its end under Wine", name, float64(st.Size())/1e6, least.Round(time.Millisecond))
+		if x == &small && st.Size() > most {
+			t.Errorf("%s has %d bytes, want %d at most", name, st.Size(), most)
+		}
+	}
+	if code, out := small.run(t, "forward", "--to", w.first.Addr4.String(), "--", "cmd", "/c", "exit 5"); code != 5 {
+		t.Errorf("forwardonly: got code %d: %s", code, out)
+	}
+	if code, _ := small.run(t, "proxy", "--listen", ":80"); code != exitUsage {
+		t.Errorf("forwardonly: it has a proxy: got code %d", code)
 	}
 }
