@@ -12,6 +12,9 @@ trap 'rm -rf "$temporary"' EXIT
 out=${1:-$temporary}
 mkdir -p "$out"
 
+go build -o "$temporary/staticcheck" honnef.co/go/tools/cmd/staticcheck
+GOOS=windows "$temporary/staticcheck" ./...
+
 for arch in amd64 arm64; do
   export GOOS=windows GOARCH=$arch CGO_ENABLED=0
   go vet ./...

@@ -15,12 +15,13 @@ import (
 )
 
 type forwardFlags struct {
-	to, envFile, endFile   string
-	print                  string
-	listen                 string // Windows alone
-	force, logJSON, dryRun bool   // dryRun: Windows alone
-	dialTime, idleTime     time.Duration
-	conns                  int
+	open                 func() (capture, error) // as the platform's own flags say
+	to, envFile, endFile string
+	print                string
+	listen               string // Windows alone
+	logJSON, dryRun      bool   // dryRun: Windows alone
+	dialTime, idleTime   time.Duration
+	conns                int
 }
 
 func forwardCmd(e *env) *cobra.Command {
@@ -95,37 +96,38 @@ func runForward(e *env, f forwardFlags, command []string) error {
 		level = slog.LevelWarn // the output is the command's
 	}
 	fw := &forwarder{
-		open: func() (capture, error) { return openCapture(f) }, target: t, log: newLoggerFrom(e.stderr, f.logJSON, level),
+		open: f.open, target: t, log: newLoggerFrom(e.stderr, f.logJSON, level),
 		relay: relay.Relay{DialTime: f.dialTime, IdleTime: f.idleTime, Conns: f.conns},
 	}
 	if len(command) == 0 {
 		ctx, cancel := context.WithCancel(e.ctx)
 		defer cancel()
-		go endWith(ctx, f.endFile, cancel)
+		if f.endFile != "" {
+			go endWith(f.endFile)(ctx, cancel)
+		}
 		return fw.Run(ctx, func() {})
 	}
 	return runCommand(e, command, fw.Run)
 }
 
-// endWith ends a forward, as if it had been asked to, once a file is there, or is
-// another than at first. It is for whoever can put files into a container and can
-// neither remove them nor send signals.
-func endWith(ctx context.Context, file string, end func()) {
-	if file == "" {
-		return
-	}
+// endWith returns what ends a forward, as if it had been asked to, once a file is
+// there, or is another than now. It is for whoever can put files into a container
+// and can neither remove them nor send signals.
+func endWith(file string) func(ctx context.Context, end func()) {
 	first, ferr := os.ReadFile(file)
-	tick := time.NewTicker(envFilePoll)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		if now, err := os.ReadFile(file); err == nil && (ferr != nil || !bytes.Equal(now, first)) {
-			end()
-			return
+	return func(ctx context.Context, end func()) {
+		tick := time.NewTicker(envFilePoll)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			if now, err := os.ReadFile(file); err == nil && (ferr != nil || !bytes.Equal(now, first)) {
+				end()
+				return
+			}
 		}
 	}
 }

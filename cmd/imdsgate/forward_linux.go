@@ -39,15 +39,17 @@ const forwardExample = `  imdsgate forward --to 172.17.0.2 -- my-app --port 8080
   imdsgate forward --to 172.17.0.2 --print nft | nft -f -`
 
 func ownForwardFlags(cmd *cobra.Command, f *forwardFlags) {
-	cmd.Flags().BoolVar(&f.force, "force", false, "start even in the host's network namespace, or beside an agent")
+	var force bool
+	f.open = func() (capture, error) { return openCapture(force) }
+	cmd.Flags().BoolVar(&force, "force", false, "start even in the host's network namespace, or beside an agent")
 }
 
 // planForward is for --dry-run, which is not there on Linux.
 func planForward(io.Writer, forwardFlags, netip.AddrPort) error { return errors.ErrUnsupported }
 
 // openCapture captures in this process's own network namespace.
-func openCapture(f forwardFlags) (capture, error) {
-	o, err := redirect.AttachOwn(f.force)
+func openCapture(force bool) (capture, error) {
+	o, err := redirect.AttachOwn(force)
 	if err != nil {
 		return nil, err // no typed nil
 	}

@@ -17,11 +17,11 @@ const (
 	forwardExample = `  imdsgate forward --to 172.17.0.2 --print netsh`
 )
 
-func ownForwardFlags(*cobra.Command, *forwardFlags) {}
+func ownForwardFlags(_ *cobra.Command, f *forwardFlags) { f.open = openCapture }
 
 func planForward(io.Writer, forwardFlags, netip.AddrPort) error { return errors.ErrUnsupported }
 
-func openCapture(forwardFlags) (capture, error) {
+func openCapture() (capture, error) {
 	return nil, withHint(unsupported("forward: not there for this platform yet"), "'imdsgate forward --print netsh' prints commands that do the same")
 }
 

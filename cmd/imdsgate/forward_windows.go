@@ -49,6 +49,7 @@ const forwardExample = `  imdsgate forward --to 172.17.0.2 -- my-app.exe --port 
 var ours4 = netip.MustParseAddrPort("169.254.169.254:80")
 
 func ownForwardFlags(cmd *cobra.Command, f *forwardFlags) {
+	f.open = func() (capture, error) { return openCapture(f.listen) }
 	fl := cmd.Flags()
 	fl.BoolVar(&f.dryRun, "dry-run", false, "look, and print what would be done; change nothing")
 	fl.StringVar(&f.listen, "listen", "", "listen on this address only and add none: for an HNS policy that leads calls there (L4WFPPROXY)")
@@ -86,10 +87,10 @@ type ownAddress struct {
 }
 
 // openCapture captures in the compartment that this process is in.
-func openCapture(f forwardFlags) (capture, error) {
+func openCapture(listen string) (capture, error) {
 	ctx := context.Background() // each wait below has its limit
-	if f.listen != "" {
-		l, err := listenAlone(ctx, f.listen)
+	if listen != "" {
+		l, err := listenAlone(ctx, listen)
 		if err != nil {
 			return nil, err
 		}

@@ -35,6 +35,7 @@ func TestWindows(t *testing.T) {
 	t.Run("forward", w.forwards)
 	t.Run("forward_command", w.forwardsCommand)
 	t.Run("half_close", w.halfClose)
+	t.Run("listen_and_end_file", w.listensOnly)
 	t.Run("service", w.serves)
 	t.Run("proxy_and_simulate", w.proxies)
 	t.Run("size_and_start", w.sizes)
@@ -117,6 +118,7 @@ func (w *windows) linuxProxy(t *testing.T, c *testnet.Container) *testnet.Proces
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { p.Stop() })
 	if _, err := p.AwaitLog(within(t), "ready"); err != nil {
 		t.Fatal(err)
 	}
@@ -268,6 +270,37 @@ func (w *windows) halfClose(t *testing.T) {
 	}()
 	if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, words) {
 		t.Errorf("%d bytes came back, %v, want %d", len(got), err, len(words))
+	}
+}
+
+// listensOnly is what an HNS policy leads to, and what ends a forward that gets no
+// signals.
+func (w *windows) listensOnly(t *testing.T) {
+	w.linuxProxy(t, w.first)
+	end := filepath.Join(w.Wine.Dir(), "end")
+	if err := os.WriteFile(end, []byte("an old one"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := w.Wine.Spawn(w.exe, "forward", "--log-json", "--to", w.first.Addr4.String(), "--listen", "127.0.0.1:15080", "--end-file", w.Wine.Path(end))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Kill()
+	if _, err := f.AwaitLog(within(t), "forwarding"); err != nil {
+		t.Fatal(err)
+	}
+	if body := curl(t, w.client, "-H", "Metadata: true", "-H", "Host: 169.254.169.254", "http://127.0.0.1:15080/metadata/instance?api-version=2021-02-01"); !isInstance(body) {
+		t.Errorf("got %s", body)
+	}
+	if _, _, err := testnet.Ask(w.client.NS, "tcp", testnet.IMDS4+":80"); err == nil {
+		t.Error("it listens on the service's address too")
+	}
+	if err := os.WriteFile(end, []byte("a new one"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	defer context.AfterFunc(within(t), f.Kill)()
+	if err := f.Wait(); err != nil {
+		t.Errorf("it ended with %v: %s", err, f.Output())
 	}
 }
 
