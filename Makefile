@@ -1,5 +1,5 @@
 # The two commands that matter: make demo, make test.
-.PHONY: demo test attack build install generate lint bench fuzz setup
+.PHONY: demo test windows attack build install generate lint bench fuzz setup
 
 build:
 	CGO_ENABLED=0 go build -trimpath -o bin/imdsgate ./cmd/imdsgate
@@ -31,6 +31,10 @@ attack:
 
 setup:
 	@scripts/setup.sh
+
+# The programs for Windows, on amd64 and arm64, in bin; and their sizes.
+windows:
+	@scripts/windows.sh bin
 
 # Needs clang and libbpf's headers; the result is committed.
 generate:

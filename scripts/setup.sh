@@ -17,6 +17,8 @@ for program in "${!need[@]}"; do
   PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || packages+=("${need[$program]}")
 done
 [ -e /usr/include/bpf/bpf_helpers.h ] || packages+=(libbpf-dev)
+# Windows' binary is run by it; only the 64-bit part, and no window.
+[ "$(uname -m)" != x86_64 ] || [ -e /usr/lib/wine/wine64 ] || packages+=(wine64)
 # -race needs a C library to build against.
 [ -e /usr/include/stdlib.h ] || packages+=(libc6-dev)
 # Go modules come over https. These are Debian's place for certificates, Fedora's, and Alpine's.

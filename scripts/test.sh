@@ -17,7 +17,9 @@ unformatted=$(gofmt -l cmd internal e2e scripts)
 [ -z "$unformatted" ] || { echo "gofmt would change: $unformatted" >&2; exit 1; }
 go vet ./...
 go tool staticcheck ./...
-GOOS=windows go vet ./...
+
+step "Windows: vet, build, sizes"
+scripts/windows.sh
 
 step "generated files"
 scripts/check-generated.sh

@@ -1,7 +1,12 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"log/slog"
+	"net/netip"
+	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -10,40 +15,22 @@ import (
 )
 
 type forwardFlags struct {
-	to, envFile, print string
-	force, logJSON     bool
-	dialTime, idleTime time.Duration
-	conns              int
+	open                 func() (capture, error) // as the platform's own flags say
+	to, envFile, endFile string
+	print                string
+	listen               string // Windows alone
+	logJSON, dryRun      bool   // dryRun: Windows alone
+	dialTime, idleTime   time.Duration
+	conns                int
 }
 
 func forwardCmd(e *env) *cobra.Command {
 	var f forwardFlags
 	cmd := &cobra.Command{
-		Use:   "forward [flags] [-- command [argument...]]",
-		Short: "Lead this container's metadata calls to the proxy (by hand, without an agent)",
-		Long: `forward runs inside a client container. It captures the connections that are
-made there to 169.254.169.254 (and fd00:ec2::254) port 80, and carries them to the
-proxy, whose address is given by --to, by a file, or by ` + addressVariable + `. The
-container's other traffic, and an application on port 80, stay as they were.
-
-It runs alone, or as a side-car that shares the client's network, or in front of
-the client's command: then it passes all signals on to it, ends with it, and
-returns its exit code (128+n if signal n ended it; 127 if there is no such
-command, 126 if it cannot be run).
-
-It needs CAP_NET_ADMIN, and nothing else. At its end everything it has made is
-gone. If it is killed, calls get no answer until it is started again, or the
-container is. In the host's own network namespace, and where an agent steers the
-container already, it refuses to start, unless --force is given.
-
-With --env-file it follows the file's line ` + addressVariable + `=ADDRESS; connections
-that are open stay where they are. 'imdsgate locate --watch' keeps such a file.
-
-The proxy knows its callers by their address only.`,
-		Example: `  imdsgate forward --to 172.17.0.2 -- my-app --port 8080
-  docker run -e ` + addressVariable + ` --cap-add NET_ADMIN IMAGE imdsgate forward -- my-app
-  docker run --network container:web --cap-add NET_ADMIN -v /run/imds:/run/imds IMAGE imdsgate forward --env-file /run/imds/proxy.env
-  imdsgate forward --to 172.17.0.2 --print nft | nft -f -`,
+		Use:     "forward [flags] [-- command [argument...]]",
+		Short:   "Lead this container's metadata calls to the proxy (by hand, without an agent)",
+		Long:    forwardLong,
+		Example: forwardExample,
 		Args: func(cmd *cobra.Command, args []string) error {
 			switch n := cmd.ArgsLenAtDash(); {
 			case n < 0 && len(args) > 0, n > 0:
@@ -58,12 +45,13 @@ The proxy knows its callers by their address only.`,
 	fl := cmd.Flags()
 	fl.StringVar(&f.to, "to", "", "address of the proxy, with a port if that is not 80 (default: "+addressVariable+")")
 	fl.StringVar(&f.envFile, "env-file", "", "file with a line "+addressVariable+"=ADDRESS, which is followed")
-	fl.StringVar(&f.print, "print", "", "act not, print commands instead: netsh or nft (do the same), ip (what forward does to routes)")
-	fl.BoolVar(&f.force, "force", false, "start even in the host's network namespace, or beside an agent")
+	fl.StringVar(&f.print, "print", "", "act not, print commands instead: powershell, netsh or nft (do the same), ip (what forward does to routes on Linux)")
 	fl.DurationVar(&f.dialTime, "dial-time", 5*time.Second, "time for a connection to the proxy")
 	fl.DurationVar(&f.idleTime, "idle-time", 0, "time after which a connection that carries nothing is cut; 0 is never")
 	fl.IntVar(&f.conns, "max-connections", 1024, "connections at the same time; more wait")
 	fl.BoolVar(&f.logJSON, "log-json", false, "log JSON lines instead of text")
+	fl.StringVar(&f.endFile, "end-file", "", "end once this file is there, or is another than at the start")
+	ownForwardFlags(cmd, &f)
 	return cmd
 }
 
@@ -73,8 +61,12 @@ func (f *forwardFlags) check(command []string) error {
 		return usageError("--to and --env-file exclude each other")
 	case f.print != "" && len(command) > 0:
 		return usageError("--print and a command exclude each other")
-	case f.print != "" && f.print != "netsh" && f.print != "nft" && f.print != "ip":
-		return usageError("--print %q: want netsh, nft or ip", f.print)
+	case f.print != "" && !slices.Contains([]string{"powershell", "netsh", "nft", "ip"}, f.print):
+		return usageError("--print %q: want powershell, netsh, nft or ip", f.print)
+	case f.dryRun && len(command) > 0:
+		return usageError("--dry-run and a command exclude each other")
+	case f.listen != "" && !validListen(f.listen):
+		return usageError("--listen %q: want an IP address and a port, as in 127.0.0.1:15080", f.listen)
 	case f.dialTime <= 0:
 		return usageError("--dial-time: want more than zero")
 	case f.idleTime < 0:
@@ -93,19 +85,54 @@ func runForward(e *env, f forwardFlags, command []string) error {
 	if err != nil {
 		return err
 	}
-	if f.print != "" {
+	switch {
+	case f.print != "":
 		return printForward(e.stdout, f.print, t.now().addr)
+	case f.dryRun:
+		return planForward(e.stdout, f, t.now().addr)
 	}
 	level := slog.LevelInfo
 	if len(command) > 0 {
 		level = slog.LevelWarn // the output is the command's
 	}
 	fw := &forwarder{
-		open: func() (capture, error) { return openCapture(f.force) }, target: t, log: newLoggerFrom(e.stderr, f.logJSON, level),
+		open: f.open, target: t, log: newLoggerFrom(e.stderr, f.logJSON, level),
 		relay: relay.Relay{DialTime: f.dialTime, IdleTime: f.idleTime, Conns: f.conns},
 	}
 	if len(command) == 0 {
-		return fw.Run(e.ctx, func() {})
+		ctx, cancel := context.WithCancel(e.ctx)
+		defer cancel()
+		if f.endFile != "" {
+			go endWith(f.endFile)(ctx, cancel)
+		}
+		return fw.Run(ctx, func() {})
 	}
 	return runCommand(e, command, fw.Run)
+}
+
+// endWith returns what ends a forward, as if it had been asked to, once a file is
+// there, or is another than now. It is for whoever can put files into a container
+// and can neither remove them nor send signals.
+func endWith(file string) func(ctx context.Context, end func()) {
+	first, ferr := os.ReadFile(file)
+	return func(ctx context.Context, end func()) {
+		tick := time.NewTicker(envFilePoll)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			if now, err := os.ReadFile(file); err == nil && (ferr != nil || !bytes.Equal(now, first)) {
+				end()
+				return
+			}
+		}
+	}
+}
+
+func validListen(s string) bool {
+	a, err := netip.ParseAddrPort(s)
+	return err == nil && a.Port() != 0
 }

@@ -1,16 +1,36 @@
-//go:build !linux
+//go:build !linux && !windows
 
 package main
 
-import "context"
+import (
+	"errors"
+	"io"
+	"net/netip"
+	"os"
 
-func openCapture(bool) (capture, error) {
+	"github.com/spf13/cobra"
+)
+
+const (
+	forwardLong = `forward is not there for this platform. It prints what does the same on others.`
+
+	forwardExample = `  imdsgate forward --to 172.17.0.2 --print netsh`
+)
+
+func ownForwardFlags(_ *cobra.Command, f *forwardFlags) { f.open = openCapture }
+
+func planForward(io.Writer, forwardFlags, netip.AddrPort) error { return errors.ErrUnsupported }
+
+func openCapture() (capture, error) {
 	return nil, withHint(unsupported("forward: not there for this platform yet"), "'imdsgate forward --print netsh' prints commands that do the same")
 }
 
 func captureOwnError(err error) error { return err }
 
-func runCommand(*env, []string, func(context.Context, func()) error) error {
-	_, err := openCapture(false)
-	return err
-}
+type supervisor struct{}
+
+func newSupervisor() supervisor { return supervisor{} }
+
+func (supervisor) close() {}
+
+func (supervisor) run(string, []string) (int, error) { return 0, os.ErrInvalid }

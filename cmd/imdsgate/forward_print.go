@@ -20,13 +20,40 @@ func printForward(w io.Writer, form string, to netip.AddrPort) error {
 }
 
 var printed = template.Must(template.New("").Parse(`
+{{- define "powershell" -}}
+# In the client container, as ContainerAdministrator, where there is PowerShell (Server
+# Core; not Nano Server). What it does is gone with the container, but for portproxy's
+# table, which is in the registry.
+$ErrorActionPreference = 'Stop'
+$default = Get-NetRoute -DestinationPrefix 0.0.0.0/0 -PolicyStore ActiveStore | Sort-Object { $_.RouteMetric + $_.InterfaceMetric } | Select-Object -First 1
+if (-not $default) { throw 'there is no default route' }
+New-NetIPAddress -InterfaceIndex $default.InterfaceIndex -IPAddress 169.254.169.254 -PrefixLength 32 -SkipAsSource $true -PolicyStore ActiveStore | Out-Null
+# Wait until it can be used: about three seconds, unless detection is optimistic.
+foreach ($i in 1..100) {
+  $state = (Get-NetIPAddress -IPAddress 169.254.169.254 -PolicyStore ActiveStore -ErrorAction SilentlyContinue).AddressState
+  if ($state -eq 'Preferred') { break }
+  Start-Sleep -Milliseconds 100
+}
+if ($state -ne 'Preferred') { throw "address 169.254.169.254: state '$state'" }
+netsh interface portproxy add {{.Family}} listenaddress=169.254.169.254 listenport=80 connectaddress={{.Addr}} connectport={{.Port}}
+# netsh may say nothing and do nothing: read back what there is.
+if (-not (netsh interface portproxy show {{.Family}} | Select-String -SimpleMatch '169.254.169.254')) { throw 'portproxy: not in its table' }
+if (-not (Get-NetTCPConnection -State Listen -LocalAddress 169.254.169.254 -LocalPort 80 -ErrorAction SilentlyContinue)) { throw 'portproxy: nobody listens; does the service iphlpsvc run?' }
+# To take it back:
+# netsh interface portproxy delete {{.Family}} listenaddress=169.254.169.254 listenport=80
+# Remove-NetIPAddress -IPAddress 169.254.169.254 -PolicyStore ActiveStore -Confirm:$false
+{{end}}
 {{- define "netsh" -}}
 rem In the client container, as ContainerAdministrator, where there is netsh (Server
-rem Core; not Nano Server). Put in the name that "netsh interface show interface" shows.
+rem Core; not Nano Server), as a batch file. Put in the name of the interface that
+rem "netsh interface show interface" shows.
 netsh interface ipv4 add address name="Ethernet" address=169.254.169.254 mask=255.255.255.255 skipassource=true store=active
+rem Wait until it can be used, and read it back: netsh may say nothing and do nothing.
+for /l %%i in (1,1,10) do netsh interface ipv4 show ipaddresses | findstr /c:"169.254.169.254" | findstr /c:"Preferred" >nul || ping -n 2 127.0.0.1 >nul
+netsh interface ipv4 show ipaddresses | findstr /c:"169.254.169.254" | findstr /c:"Preferred" || exit /b 1
 netsh interface portproxy add {{.Family}} listenaddress=169.254.169.254 listenport=80 connectaddress={{.Addr}} connectport={{.Port}}
-rem netsh may say nothing and do nothing. See what there is now:
-netsh interface portproxy show {{.Family}}
+netsh interface portproxy show {{.Family}} | findstr /c:"169.254.169.254" || exit /b 1
+netstat -an -p tcp | findstr /c:"169.254.169.254:80" | findstr LISTENING || exit /b 1
 rem To take it back:
 rem netsh interface portproxy delete {{.Family}} listenaddress=169.254.169.254 listenport=80
 rem netsh interface ipv4 delete address name="Ethernet" address=169.254.169.254

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -202,4 +203,35 @@ func TestDialMovesOn(t *testing.T) {
 	if b, _ := io.ReadAll(c); string(b) != "second" {
 		t.Errorf("got %q", b)
 	}
+}
+
+// TestEndWith ends at a file that comes, or becomes another, and not at one that is
+// there.
+func TestEndWith(t *testing.T) {
+	dir := t.TempDir()
+	for _, tc := range []struct{ name, first string }{{"comes", ""}, {"another", "old"}} {
+		file := filepath.Join(dir, tc.name)
+		put := func(text string) {
+			t.Helper()
+			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if tc.first != "" {
+			put(tc.first)
+		}
+		watch := endWith(file)
+		ended := make(chan struct{})
+		put("new")
+		watch(t.Context(), func() { close(ended) })
+		select {
+		case <-ended:
+		default:
+			t.Errorf("%s: it did not end", tc.name)
+		}
+	}
+	stays := filepath.Join(dir, "comes")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*envFilePoll)
+	defer cancel()
+	endWith(stays)(ctx, func() { t.Error("it ended at a file that was there") })
 }

@@ -11,9 +11,11 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
-
-	"imdsgate/internal/gate"
 )
+
+// captured are the addresses that callers are steered from: gate.ServiceAddrs,
+// without the weight of the gate.
+var captured = []netip.AddrPort{netip.MustParseAddrPort("169.254.169.254:80"), netip.MustParseAddrPort("[fd00:ec2::254]:80")}
 
 // envFilePoll is how often a file with the target is read. Polling sees changes
 // through mounts of every kind.
@@ -101,7 +103,7 @@ func parseTarget(s string) (netip.AddrPort, error) {
 	switch {
 	case a.Port() == 0 || a.Addr().IsUnspecified() || a.Addr().IsMulticast():
 		return netip.AddrPort{}, fmt.Errorf("%q: nobody can listen there", s)
-	case slices.Contains(gate.ServiceAddrs(), a):
+	case slices.Contains(captured, a):
 		return netip.AddrPort{}, fmt.Errorf("%q: this is the metadata service's own address, where calls come from", s)
 	}
 	return a, nil

@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"imdsgate/internal/gate"
 )
 
 // called runs a command line in this process that is to end by itself.
@@ -15,6 +18,12 @@ func called(t *testing.T, environ map[string]string, args ...string) (code int, 
 	e := &env{stdin: strings.NewReader(""), stdout: &out, stderr: &errs, getenv: func(k string) string { return environ[k] }, ctx: t.Context()}
 	code = run(e, args)
 	return code, out.String(), errs.String()
+}
+
+func TestCapturedAreTheGates(t *testing.T) {
+	if got := gate.ServiceAddrs(); !slices.Equal(got, captured) {
+		t.Errorf("the gate has %v, forward %v", got, captured)
+	}
 }
 
 func TestParseTarget(t *testing.T) {
@@ -90,7 +99,7 @@ func TestForwardRefuses(t *testing.T) {
 		{"command_without_dashes", some, []string{"curl"}, "imdsgate: forward: unexpected argument \"curl\"\nhint: put -- before the command: imdsgate forward -- curl\n"},
 		{"argument_before_dashes", some, []string{"x", "--", "curl"}, "imdsgate: forward: unexpected argument \"x\"\nhint: "},
 		{"nothing_after_dashes", some, []string{"--"}, "imdsgate: forward: no command after --\nhint: "},
-		{"unknown_form", some, []string{"--print", "iptables"}, `imdsgate: --print "iptables": want netsh, nft or ip` + "\nhint: "},
+		{"unknown_form", some, []string{"--print", "iptables"}, `imdsgate: --print "iptables": want powershell, netsh, nft or ip` + "\nhint: "},
 		{"print_and_command", some, []string{"--print", "nft", "--", "curl"}, "imdsgate: --print and a command exclude each other\nhint: "},
 		{"nft_to_ipv6", nil, []string{"--to", "fd00::2", "--print", "nft"}, "imdsgate: --print nft: a packet for an IPv4 address cannot be sent on to fd00::2\nhint: "},
 		{"no_time_to_dial", some, []string{"--dial-time", "0s"}, "imdsgate: --dial-time: want more than zero\nhint: "},
@@ -120,7 +129,13 @@ func TestForwardPrints(t *testing.T) {
 		{"netsh", []string{"--print", "netsh"}, []string{
 			`netsh interface ipv4 add address name="Ethernet" address=169.254.169.254 mask=255.255.255.255 skipassource=true store=active`,
 			"netsh interface portproxy add v4tov4 listenaddress=169.254.169.254 listenport=80 connectaddress=172.17.0.2 connectport=80",
-			"netsh interface portproxy show v4tov4",
+			`netsh interface portproxy show v4tov4 | findstr /c:"169.254.169.254" || exit /b 1`,
+		}},
+		{"powershell", []string{"--print", "powershell"}, []string{
+			"New-NetIPAddress -InterfaceIndex $default.InterfaceIndex -IPAddress 169.254.169.254 -PrefixLength 32 -SkipAsSource $true -PolicyStore ActiveStore | Out-Null",
+			"  Start-Sleep -Milliseconds 100",
+			"if ($state -ne 'Preferred') { throw \"address 169.254.169.254: state '$state'\" }",
+			"# Remove-NetIPAddress -IPAddress 169.254.169.254 -PolicyStore ActiveStore -Confirm:$false",
 		}},
 		{"netsh_ipv6", []string{"--to", "[fd00::2]:8080", "--print", "netsh"}, []string{
 			"netsh interface portproxy add v4tov6 listenaddress=169.254.169.254 listenport=80 connectaddress=fd00::2 connectport=8080",

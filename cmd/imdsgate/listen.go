@@ -1,3 +1,5 @@
+//go:build !forwardonly
+
 package main
 
 import (
@@ -6,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"syscall"
 )
 
 // listenOn opens what a flag names. An address that can never work is the user's
@@ -21,10 +22,10 @@ func listenOn(ctx context.Context, flag, address, example string) (net.Listener,
 	switch {
 	case errors.As(err, &form), errors.As(err, &name) && name.IsNotFound:
 		return nil, withHint(usageError("%s: %v", flag, err), "give address and port, as in "+example)
-	case errors.Is(err, syscall.EADDRNOTAVAIL):
+	case errors.Is(err, errNoAddress):
 		return nil, withHint(fmt.Errorf("%s: %w", flag, err), "this machine (or network namespace) does not have that address; try "+flag+" "+example)
 	case errors.Is(err, os.ErrPermission):
 		return nil, withHint(unsupported("%s: %v", flag, err), "ports below 1024 need root or CAP_NET_BIND_SERVICE; try "+flag+" "+example)
 	}
-	return nil, withHint(fmt.Errorf("%s: %w", flag, err), "see who has the port with 'ss -ltnp', or try a free one: "+flag+" 127.0.0.1:0")
+	return nil, withHint(fmt.Errorf("%s: %w", flag, err), "see who has the port with '"+whoHasPorts+"', or try a free one: "+flag+" 127.0.0.1:0")
 }

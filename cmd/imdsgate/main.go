@@ -106,11 +106,8 @@ Exit codes of every command:
   0  done
   1  it was tried and did not work
   2  bad flags, arguments or configuration; nothing was started
-  3  this machine lacks something: a kernel feature or a privilege`,
-		Example: `  imdsgate demo                 see all of it work, on this machine, in namespaces
-  imdsgate simulate             run a metadata service for laptops and tests
-  imdsgate agent --workloads workloads.yaml
-  imdsgate proxy --agent /run/imdsgate/agent.sock`,
+  3  this machine lacks something: a kernel feature or a privilege` + platformLong,
+		Example:       rootExample,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          noArgs,
@@ -124,8 +121,7 @@ Exit codes of every command:
 	}
 	root.Flags().BoolVar(&showVersion, "version", false, "the same as the command version")
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(versionCmd(e), simulateCmd(e), proxyCmd(e), forwardCmd(e), locateCmd(e), policyCmd(e), auditCmd(e))
-	root.AddCommand(platformCommands(e)...)
+	root.AddCommand(commands(e)...)
 	root.SetHelpCommand(helpCmd(root))
 	root.InitDefaultCompletionCmd()
 	if c, _, err := root.Find([]string{"completion"}); err == nil {

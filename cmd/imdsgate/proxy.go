@@ -1,3 +1,5 @@
+//go:build !forwardonly
+
 package main
 
 import (
@@ -26,6 +28,7 @@ type proxyFlags struct {
 	limits                                   gate.Limits
 	answers                                  answerFlags
 	ensureRoute                              bool
+	plan                                     routePlan
 	logJSON                                  bool
 }
 
@@ -64,6 +67,9 @@ been no good one everything is denied, and the proxy is not ready.`,
 				return usageError("--listen: want an address, like :80")
 			}
 			f.controlAsked = cmd.Flags().Changed("control")
+			if f.plan.asked() {
+				return f.plan.show(e.stdout, f)
+			}
 			return runProxy(e, f)
 		},
 	}
@@ -71,6 +77,7 @@ been no good one everything is denied, and the proxy is not ready.`,
 	fl.StringVar(&f.agent, "agent", "/run/imdsgate/agent.sock", "unix socket of the agent")
 	fl.StringVar(&f.listen, "listen", "", "listen on this address, like :80, without an agent")
 	fl.BoolVar(&f.ensureRoute, "ensure-route", false, "with --listen: keep a host route to the service by the default gateway (CAP_NET_ADMIN)")
+	f.plan.flags(fl)
 	fl.StringVar(&f.upstream, "upstream", defaultUpstream, "the metadata service; the agent's must be the same")
 	fl.StringVar(&f.policy, "policy", "", "policy file (default: facts may be read, secrets may not)")
 	fl.StringVar(&f.control, "control", controlSocket, "unix socket for 'imdsgate policy explain' and the like, for this user and root; unless it is given, only where its folder is there")

@@ -1,3 +1,5 @@
+//go:build !forwardonly
+
 package main
 
 import (
@@ -27,6 +29,10 @@ func withRoute(ctx context.Context, to netip.Addr, log *slog.Logger, serve func(
 			switch {
 			case err != nil:
 				log.Warn("no route to the service", "error", err)
+			case first && r.Default.IsValid():
+				log.Warn("another route is there, and is left alone", "route", r.String())
+				first = false
+				close(stands)
 			case first:
 				log.Info("route", "route", r.String())
 				first = false

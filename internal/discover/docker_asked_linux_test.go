@@ -158,16 +158,37 @@ func TestNameThatNobodyTells(t *testing.T) {
 	}
 }
 
-// TestNameIsAskedForAgain has labels of one container stay sorted meanwhile.
 func TestNameIsAskedForAgain(t *testing.T) {
 	f := newFakeEngine(t)
-	f.image(boxID, map[string]string{workload.ComposeService: "web"})
+	f.image(boxID, nil)
 	f.tagMoves(webID)
 	d := web(t, f, nil)
 	awaitImage(t, d, "")
 	f.name(webID, boxID) // it was asked for by its ID
 	awaitImage(t, d, boxID)
-	awaitLabels(t, d, map[string]string{workload.ComposeProject: "shop"}, map[string]string{workload.ComposeService: "web"})
+}
+
+// TestLabelsStayWhenANameIsAskedFor has the image gone, and remembered no more.
+func TestLabelsStayWhenANameIsAskedFor(t *testing.T) {
+	f := newFakeEngine(t)
+	f.name(webID, "box")
+	f.start(t)
+	d := &Docker{Host: f.host(), Log: slog.New(slog.DiscardHandler)}
+	d.setUp()
+	c, err := d.connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	known := dockerContainer{id: webID, labels: composed, imageKey: imageKey{id: boxID}}
+	known.sortLabels(nil)
+	d.view.containers[webID] = known
+	e := &engine{Docker: d, client: c, images: newImages(), again: time.NewTimer(time.Hour)}
+	defer e.again.Stop()
+	e.askAgain(t.Context())
+	if got := d.view.containers[webID]; got.image != "box" || !got.sorted || len(got.brought) > 0 || len(f.lookedAt()) > 0 {
+		t.Errorf("image %q, brought %v; asked for images %q", got.image, got.brought, f.lookedAt())
+	}
 }
 
 func TestAttributeIsNoNameOfNoImage(t *testing.T) {

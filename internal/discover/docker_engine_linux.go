@@ -221,6 +221,7 @@ func (e *engine) listAll(ctx context.Context) error {
 	}
 	e.rescan = true
 	e.describeNew(ctx, all)
+	e.askNames(ctx, all)
 	now, back := time.Now(), false
 	e.update(func(v *view) {
 		if v.engine != nil || v.since.IsZero() {

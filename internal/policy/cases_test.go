@@ -85,6 +85,7 @@ var wrongCases = map[string]struct{ text, want string }{
 	"label_without_value":    {ofWorkload("labels: {a: }"), `c.yaml:2: labels: want texts, got "a": nothing`},
 	"label_twice":            {ofWorkload("labels: {a: b, a: c}"), `c.yaml:2: labels: "a" again: want it once`},
 	"label_merge":            {ofWorkload("labels: {<<: {a: b}}"), `c.yaml:2: labels: want texts, got "<<": a mapping`},
+	"label_merge_of_a_text":  {ofWorkload("labels: {<<: a}"), `c.yaml:2: labels: want texts, got "<<": "a"`},
 	"label_of_a_list":        {ofWorkload("image-labels: {a: [b]}"), `c.yaml:2: image-labels: want texts, got "a": a list`},
 }
 

@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -175,7 +174,7 @@ func (b *brief) Accept() (net.Conn, error) {
 
 func TestShortOfDescriptors(t *testing.T) {
 	g := newRig(t, &Relay{})
-	l := &brief{Listener: listen(t), errs: []error{syscall.EMFILE, syscall.ECONNABORTED, syscall.EMFILE}}
+	l := &brief{Listener: listen(t), errs: []error{passingErrors[0], passingErrors[1], passingErrors[0]}}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- g.Run(ctx, l) }()

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 )
 
@@ -145,13 +144,9 @@ func accept(ctx context.Context, l net.Listener) (net.Conn, error) {
 }
 
 // passing reports whether the machine is short of something, or a connection in
-// the queue had an error of its own, which Linux reports here (accept(2), "Error
-// handling").
+// the queue had an error of its own.
 func passing(err error) bool {
-	return slices.ContainsFunc([]error{
-		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM,
-		syscall.ECONNABORTED, syscall.EPROTO, syscall.ENETDOWN, syscall.ENETUNREACH, syscall.EHOSTUNREACH,
-	}, func(e error) bool { return errors.Is(err, e) })
+	return slices.ContainsFunc(passingErrors, func(e error) bool { return errors.Is(err, e) })
 }
 
 // pass carries one connection to its end.

@@ -21,6 +21,10 @@ type Route struct {
 	Via  netip.Addr // the gateway; the zero value where the interface leads there by itself
 	Link string     // name of the interface
 	Ours bool       // made here, and removed at the end
+
+	// Default is the gateway of the default route where a route that was there
+	// leads another way (Windows; elsewhere the zero value).
+	Default netip.Addr
 }
 
 func (r Route) String() string {
@@ -28,7 +32,10 @@ func (r Route) String() string {
 	if r.Via.IsValid() {
 		s = r.To.String() + " via " + r.Via.String() + " dev " + r.Link
 	}
-	if !r.Ours {
+	switch {
+	case r.Default.IsValid():
+		s += " (was there, and is not the way of the default route, which is by " + r.Default.String() + ")"
+	case !r.Ours:
 		s += " (was there)"
 	}
 	return s

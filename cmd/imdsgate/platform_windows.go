@@ -1,0 +1,4 @@
+package main
+
+// platformLong ends the help of all.
+const platformLong = "\n" + honesty
