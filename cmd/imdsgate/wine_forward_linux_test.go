@@ -374,7 +374,7 @@ func (w *windows) proxies(t *testing.T) {
 	if body := ask(windowsTokenURL); !strings.Contains(body, `"access_token":"ey`) {
 		t.Errorf("got %.80s", body)
 	}
-	if body := ask("/metadata/attested/document?api-version=2021-02-01"); !strings.Contains(body, "identity.document is not allowed") {
+	if body := ask("/metadata/attested/document?api-version=2021-02-01"); !strings.Contains(body, "no rule allows identity.document") {
 		t.Errorf("got %.200s", body)
 	}
 	if n := strings.Count(p.Output(), "address:"+w.first.Addr4.String()); n != 3 {

@@ -54,7 +54,7 @@ func (f *File) open() error {
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("audit: %w", err)
 	}
-	file, err := os.OpenFile(f.path, os.O_RDWR|os.O_APPEND|os.O_CREATE|openFlags, 0o600)
+	file, err := openAppend(f.path)
 	if err != nil {
 		return fmt.Errorf("audit: %w", err)
 	}
@@ -166,7 +166,7 @@ func (f *File) begin(size int64, head Head) (*Tail, error) {
 
 // first is the tail of the file that was renamed last.
 func (f *File) first() Tail {
-	r, err := os.OpenFile(f.old(1), os.O_RDONLY|openFlags, 0)
+	r, err := openRead(f.old(1))
 	if err != nil {
 		return Tail{}
 	}
@@ -213,9 +213,6 @@ func (f *File) rotate() error {
 		if err := os.Rename(f.old(gap-1), f.old(gap)); err != nil {
 			return err
 		}
-	}
-	if closeToRename {
-		f.leave()
 	}
 	return os.Rename(f.path, f.old(1))
 }

@@ -10,11 +10,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	// O_NONBLOCK: to open a named pipe must not wait for its reader.
-	openFlags     = unix.O_NOFOLLOW | unix.O_NONBLOCK
-	closeToRename = false
-)
+// O_NONBLOCK: to open a named pipe must not wait for its reader.
+const openFlags = unix.O_NOFOLLOW | unix.O_NONBLOCK
+
+// openAppend opens or makes the file for reading and appending.
+func openAppend(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_RDWR|os.O_APPEND|os.O_CREATE|openFlags, 0o600)
+}
+
+// openRead opens a file that is there.
+func openRead(path string) (*os.File, error) { return os.OpenFile(path, os.O_RDONLY|openFlags, 0) }
 
 // lockTime is how long another process may take to write a line.
 const lockTime = 2 * time.Second
