@@ -82,6 +82,18 @@ func (s *Stack) NewContainer(name string) (*Container, error) {
 	return c, err
 }
 
+// NewBareContainer adds a container that has nothing but a loopback, as with
+// Docker's network mode none. There can be thousands of them.
+func (s *Stack) NewBareContainer(name string) (*Container, error) {
+	ns, err := newNetns()
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", name, err)
+	}
+	c := &Container{Name: name, NS: ns}
+	s.containers = append(s.containers, c)
+	return c, nil
+}
+
 // Spawn starts the binary in a namespace; it ends with the stack.
 func (s *Stack) Spawn(ns *netns.Handle, name string, cmd *exec.Cmd) (*Process, error) {
 	p, err := Spawn(ns, name, cmd)
