@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"sync"
 	"time"
 
@@ -49,7 +50,8 @@ const (
 // that is first.
 //
 // After 429 everybody waits: as long as Retry-After says, up to a minute, else
-// half a second. After three errors, 5xx or 410 in a row a workload gets two
+// half a second. A GET that got one is tried again for two seconds: somebody
+// else on the VM has been faster. After three errors, 5xx or 410 in a row a workload gets two
 // calls a second, and an error for the rest, until one succeeds. That is its own
 // affair: what one workload asks for cannot bar the way for others.
 //
@@ -92,6 +94,21 @@ func (b *Budget) Answer(ctx context.Context, r Request) (*Answer, error) {
 	if r.Query.Family == imds.Identity {
 		q = &b.quotas[imds.Identity]
 	}
+	for until := time.Now().Add(throttleTime); ; {
+		a, err := b.ask(ctx, q, r)
+		if err != nil || a.Status != http.StatusTooManyRequests || r.Query.Method != http.MethodGet || q.until().After(until) {
+			return a, err
+		}
+		a.Body.Close() // it says nothing that the status does not
+	}
+}
+
+// throttleTime is how long a GET that got 429 is tried again. What others on the
+// VM have used up is there again after a second.
+const throttleTime = 2 * time.Second
+
+// ask is one call.
+func (b *Budget) ask(ctx context.Context, q *quota, r Request) (*Answer, error) {
 	l, err := q.enter(ctx, &r)
 	if err != nil {
 		return nil, err

@@ -196,8 +196,10 @@ func (q *quota) leave(l *lane) {
 // for when there will be.
 func (q *quota) pump() {
 	now := time.Now()
-	q.tokens = min(float64(q.rate.Burst), q.tokens+q.rate.PerSecond*now.Sub(q.filled).Seconds())
-	q.filled = now
+	if d := now.Sub(q.filled); d > 0 { // not after 429
+		q.tokens = min(float64(q.rate.Burst), q.tokens+q.rate.PerSecond*d.Seconds())
+		q.filled = now
+	}
 	for q.running < q.rate.AtOnce {
 		l := q.next()
 		if l == nil {
