@@ -29,7 +29,7 @@ var (
 // default, which Budget names.
 type Rate struct {
 	PerSecond float64 // in the long run
-	Burst     int     // at once, after a pause; 0 is a quarter of PerSecond, and one at least
+	Burst     int     // at once, after a pause; 0 is a quarter of PerSecond, and two at least
 	AtOnce    int     // calls under way
 }
 
@@ -44,8 +44,8 @@ const (
 // second there are more than PerSecond + Burst.
 //
 // Who has to wait gets its turn by workload, each of them one call in turn, and
-// none may have all the calls that can be under way: so a noisy one delays
-// another by one call, and takes nothing from it. A call that several workloads
+// none may have all the calls that can be under way. The last of the burst is
+// kept for those who ask seldom: so a noisy one does not even delay them. A call that several workloads
 // wait for (Cache) waits in the line of each of them, and is the turn of the one
 // that is first.
 //
@@ -59,7 +59,7 @@ const (
 type Budget struct {
 	Source Source
 
-	General  Rate // all but identities; 0 means 4/s, 16 at once
+	General  Rate // all but identities; 0 means 3/s, 16 at once
 	Identity Rate // 0 means 16/s, 4 at once
 
 	// Wait is how long a call waits for its turn; 0 means 5 s. Azure's clients
@@ -76,9 +76,9 @@ type Budget struct {
 func (b *Budget) init() {
 	b.once.Do(func() {
 		for i, r := range [2]Rate{imds.General: b.General, imds.Identity: b.Identity} {
-			standard := [2]Rate{imds.General: {4, 1, 16}, imds.Identity: {16, 4, 4}}[i]
+			standard := [2]Rate{imds.General: {3, 2, 16}, imds.Identity: {16, 4, 4}}[i]
 			r.PerSecond = cmp.Or(r.PerSecond, standard.PerSecond)
-			r.Burst = cmp.Or(r.Burst, max(1, int(r.PerSecond/4)))
+			r.Burst = cmp.Or(r.Burst, max(2, int(r.PerSecond/4)))
 			r.AtOnce = cmp.Or(r.AtOnce, standard.AtOnce)
 			b.quotas[i] = quota{rate: r, wait: cmp.Or(b.Wait, defaultWait), queue: cmp.Or(b.Queue, defaultQueue),
 				tokens: float64(r.Burst), filled: time.Now()}

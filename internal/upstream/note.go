@@ -25,7 +25,7 @@ func (q *quota) note(ctx context.Context, l *lane, a *Answer, err error) {
 		}
 		q.throttled++
 		q.paused = now.Add(d)
-		q.tokens, q.filled = 1, q.paused // then one is to see, and the rest as if nothing was saved up
+		q.tokens, q.filled = min(float64(q.rate.Burst), 1+reserved), q.paused // one is to see then, or one of each kind
 		return
 	}
 	if err == nil {
