@@ -20,7 +20,7 @@ type answerFlags struct {
 func (f *answerFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&f.cache, "cache", "on", "keep and merge answers, in memory alone: on or off")
 	fl.IntVar(&f.cacheMiB, "cache-size", 8, "memory for answers that are kept, in MiB")
-	fl.StringVar(&f.budget, "budget", "general=4,identity=16,concurrent=4",
+	fl.StringVar(&f.budget, "budget", "general=3,identity=16,concurrent=4",
 		"requests/s to the service and, for identities, at once; shared out fairly; off: none")
 }
 
@@ -49,13 +49,13 @@ func (f *answerFlags) source(client upstream.Source) (upstream.Source, func(), e
 	return s, end, nil
 }
 
-// parseBudget reads "general=4,identity=16,concurrent=4", or a part of it.
+// parseBudget reads "general=3,identity=16,concurrent=4", or a part of it.
 func parseBudget(text string, b *upstream.Budget) error {
 	for part := range strings.SplitSeq(text, ",") {
 		name, value, _ := strings.Cut(part, "=")
 		n, err := strconv.ParseFloat(value, 64)
 		if err != nil || !(n > 0 && n <= 1e6) {
-			return withHint(usageError("--budget %q: want a number above 0", part), "as in --budget general=4,identity=16,concurrent=4, or off")
+			return withHint(usageError("--budget %q: want a number above 0", part), "as in --budget general=3,identity=16,concurrent=4, or off")
 		}
 		switch name {
 		case "general":
@@ -68,7 +68,7 @@ func parseBudget(text string, b *upstream.Budget) error {
 			}
 			b.Identity.AtOnce = int(n)
 		default:
-			return withHint(usageError("--budget %q: no such limit", part), "as in --budget general=4,identity=16,concurrent=4, or off")
+			return withHint(usageError("--budget %q: no such limit", part), "as in --budget general=3,identity=16,concurrent=4, or off")
 		}
 	}
 	return nil

@@ -45,6 +45,7 @@ A fault is key=value pairs with commas between them:
   latency=200ms     a pause before the answer; goes with every other fault
   hang              accept, and never answer
   reset             reset the connection
+  cut               half of the answer's body, then the end of the connection
   down              the host's front answers: 500 in plain text
   gone=60s          410 for a while
   partial           instance data as it is early in a VM's boot

@@ -1,6 +1,9 @@
 package imds
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // endpoint is one row of the table in protocol-azure §3.
 type endpoint struct {
@@ -107,6 +110,36 @@ var azureByPath = func() map[string]*endpoint {
 	}
 	return m
 }()
+
+// Endpoint is a documented path of a service, for those who check that they
+// have thought of all of it.
+type Endpoint struct {
+	Path    string
+	Methods []string // GET, which HEAD goes with, and POST
+	Params  []string // documented names; nil: any plain name
+}
+
+// Endpoints lists the endpoints of a cloud that have one path each; trees of
+// paths, and what is not documented, are not among them. None for a cloud that
+// is not served.
+func Endpoints(c Cloud) []Endpoint {
+	if c != Azure {
+		return nil
+	}
+	list := make([]Endpoint, 0, len(azureEndpoints))
+	for i := range azureEndpoints {
+		e := &azureEndpoints[i]
+		x := Endpoint{Path: e.path, Params: slices.Clone(e.params)}
+		if e.read != "" {
+			x.Methods = append(x.Methods, "GET")
+		}
+		if e.write != "" {
+			x.Methods = append(x.Methods, "POST")
+		}
+		list = append(list, x)
+	}
+	return list
+}
 
 // action is what the method stands for here, or "" when it is refused.
 func (e *endpoint) action(method string) Action {

@@ -13,6 +13,7 @@ type effects struct {
 	status   int // 0 means none
 	hang     bool
 	reset    bool
+	cut      bool
 	down     bool
 	partial  bool
 	tokenTTL time.Duration // 0 means none
@@ -108,9 +109,9 @@ func (e *effects) add(f Fault) bool {
 	if f.TokenTTL != 0 {
 		e.tokenTTL = f.TokenTTL
 	}
-	e.hang, e.reset, e.down, e.status = f.Hang, f.Reset, f.Down, f.Status
+	e.hang, e.reset, e.cut, e.down, e.status = f.Hang, f.Reset, f.Cut, f.Down, f.Status
 	if f.Gone > 0 {
 		e.status = 410
 	}
-	return e.hang || e.reset || e.down || e.status != 0
+	return e.hang || e.reset || e.cut || e.down || e.status != 0
 }

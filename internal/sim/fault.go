@@ -10,7 +10,7 @@ import (
 )
 
 // Fault is a way in which the simulator misbehaves on purpose. Latency goes with
-// everything; of Status, Hang, Reset, Down and Gone there can be one.
+// everything; of Status, Hang, Reset, Cut, Down and Gone there can be one.
 type Fault struct {
 	Path   string // this path and what is below it, in any letter case; "" means all
 	Method string // "" means all
@@ -20,6 +20,7 @@ type Fault struct {
 	Status   int           // an error of this status, in the endpoint's shape
 	Hang     bool          // accept, and never answer
 	Reset    bool          // reset the connection
+	Cut      bool          // half of the answer's body, then the end of the connection
 	Down     bool          // the host's front answers, because IMDS is away: 500 in plain text
 	Gone     time.Duration // 410, for so long from when the fault is set
 	Partial  bool          // instance data as early in a VM's boot; extended=true gets 404
@@ -27,7 +28,7 @@ type Fault struct {
 }
 
 // ParseFault reads "key=value,key,…" with the keys path, method, count, latency,
-// status, hang, reset, down, gone, partial and token-ttl; durations as in 200ms.
+// status, hang, reset, cut, down, gone, partial and token-ttl; durations as in 200ms.
 func ParseFault(s string) (Fault, error) {
 	var f Fault
 	for part := range strings.SplitSeq(s, ",") {
@@ -69,12 +70,14 @@ func (f *Fault) set(key, value string) error {
 		return setFlag(&f.Hang, key, value)
 	case "reset":
 		return setFlag(&f.Reset, key, value)
+	case "cut":
+		return setFlag(&f.Cut, key, value)
 	case "down":
 		return setFlag(&f.Down, key, value)
 	case "partial":
 		return setFlag(&f.Partial, key, value)
 	default:
-		return fmt.Errorf("unknown key %q: want one of path, method, count, latency, status, hang, reset, down, gone, partial, token-ttl", key)
+		return fmt.Errorf("unknown key %q: want one of path, method, count, latency, status, hang, reset, cut, down, gone, partial, token-ttl", key)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: cannot use %q", key, value)
@@ -93,16 +96,16 @@ func setFlag(to *bool, key, value string) error {
 
 func (f *Fault) check() error {
 	ends := 0
-	for _, set := range []bool{f.Status != 0, f.Hang, f.Reset, f.Down, f.Gone != 0} {
+	for _, set := range []bool{f.Status != 0, f.Hang, f.Reset, f.Cut, f.Down, f.Gone != 0} {
 		if set {
 			ends++
 		}
 	}
 	switch {
 	case ends > 1:
-		return errors.New("want one of status, hang, reset, down and gone, got several")
+		return errors.New("want one of status, hang, reset, cut, down and gone, got several")
 	case ends == 0 && f.Latency == 0 && !f.Partial && f.TokenTTL == 0:
-		return errors.New("it does nothing: want status, latency, hang, reset, down, gone, partial or token-ttl")
+		return errors.New("it does nothing: want status, latency, hang, reset, cut, down, gone, partial or token-ttl")
 	case f.Status != 0 && (f.Status < 400 || f.Status > 599):
 		return fmt.Errorf("status: want 400 to 599, got %d", f.Status)
 	case f.Count < 0 || f.Latency < 0 || f.Gone < 0:
@@ -130,6 +133,7 @@ func (f Fault) pairs() map[string]any {
 	add("token-ttl", f.TokenTTL.String(), f.TokenTTL != 0)
 	add("hang", true, f.Hang)
 	add("reset", true, f.Reset)
+	add("cut", true, f.Cut)
 	add("down", true, f.Down)
 	add("partial", true, f.Partial)
 	return out

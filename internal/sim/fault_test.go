@@ -186,6 +186,21 @@ func TestReset(t *testing.T) {
 	}
 }
 
+func TestCut(t *testing.T) {
+	b := newBench(t, Config{Faults: []Fault{{Cut: true}}})
+	srv := httptest.NewServer(b.Handler())
+	defer srv.Close()
+	res, err := client(t).Get(srv.URL + "/metadata/versions")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if !errors.Is(err, io.ErrUnexpectedEOF) || int64(len(body)) != res.ContentLength/2 {
+		t.Errorf("got %d of %d bytes and %v, want half and an unexpected end", len(body), res.ContentLength, err)
+	}
+}
+
 func TestHangLastsUntilTheClientLeaves(t *testing.T) {
 	arrived := make(chan struct{})
 	b := newBench(t, Config{Faults: []Fault{{Hang: true}}, Seen: func(Exchange) { close(arrived) }})
@@ -219,6 +234,7 @@ func TestParseFault(t *testing.T) {
 		"token-ttl=-1m":                      {TokenTTL: -time.Minute},
 		"partial,count=1":                    {Partial: true, Count: 1},
 		"down":                               {Down: true},
+		"cut":                                {Cut: true},
 		"latency=1s,status=500":              {Latency: time.Second, Status: 500},
 		"hang=false,reset=true,path=/a/b/c/": {Reset: true, Path: "/a/b/c/"},
 	} {
@@ -246,7 +262,7 @@ func TestParseFaultRefuses(t *testing.T) {
 		"status":                 `status: cannot use "true"`,
 		"status=200":             "status: want 400 to 599, got 200",
 		"status=600":             "status: want 400 to 599, got 600",
-		"status=500,hang":        "want one of status, hang, reset, down and gone",
+		"status=500,hang":        "want one of status, hang, reset, cut, down and gone",
 		"gone=60":                `gone: cannot use "60"`,
 		"gone=-60s":              "cannot be below 0",
 		"latency=-1s":            "cannot be below 0",

@@ -44,7 +44,15 @@ func (s *Server) finish(w http.ResponseWriter, c *call, a reply) {
 		w.Header()["x-ms-request-id"] = []string{newUUID()}
 	}
 	s.record(c.Request, a.status)
+	if c.faults.cut {
+		a.length = len(a.body)
+		a.body = a.body[:a.length/2]
+	}
 	a.write(w)
+	if c.faults.cut {
+		http.NewResponseController(w).Flush() // an error means that the client has left
+		panic(http.ErrAbortHandler)
+	}
 }
 
 // survives plays the faults that end in no answer, and latency before the

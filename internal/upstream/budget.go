@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"sync"
 	"time"
 
@@ -28,7 +29,7 @@ var (
 // default, which Budget names.
 type Rate struct {
 	PerSecond float64 // in the long run
-	Burst     int     // at once, after a pause; 0 is a quarter of PerSecond, and one at least
+	Burst     int     // at once, after a pause; 0 is a quarter of PerSecond, and two at least
 	AtOnce    int     // calls under way
 }
 
@@ -43,13 +44,14 @@ const (
 // second there are more than PerSecond + Burst.
 //
 // Who has to wait gets its turn by workload, each of them one call in turn, and
-// none may have all the calls that can be under way: so a noisy one delays
-// another by one call, and takes nothing from it. A call that several workloads
+// none may have all the calls that can be under way. The last of the burst is
+// kept for those who ask seldom: so a noisy one does not even delay them. A call that several workloads
 // wait for (Cache) waits in the line of each of them, and is the turn of the one
 // that is first.
 //
 // After 429 everybody waits: as long as Retry-After says, up to a minute, else
-// half a second. After three errors, 5xx or 410 in a row a workload gets two
+// half a second. A GET that got one is tried again for two seconds: somebody
+// else on the VM has been faster. After three errors, 5xx or 410 in a row a workload gets two
 // calls a second, and an error for the rest, until one succeeds. That is its own
 // affair: what one workload asks for cannot bar the way for others.
 //
@@ -57,7 +59,7 @@ const (
 type Budget struct {
 	Source Source
 
-	General  Rate // all but identities; 0 means 4/s, 16 at once
+	General  Rate // all but identities; 0 means 3/s, 16 at once
 	Identity Rate // 0 means 16/s, 4 at once
 
 	// Wait is how long a call waits for its turn; 0 means 5 s. Azure's clients
@@ -74,9 +76,9 @@ type Budget struct {
 func (b *Budget) init() {
 	b.once.Do(func() {
 		for i, r := range [2]Rate{imds.General: b.General, imds.Identity: b.Identity} {
-			standard := [2]Rate{imds.General: {4, 1, 16}, imds.Identity: {16, 4, 4}}[i]
+			standard := [2]Rate{imds.General: {3, 2, 16}, imds.Identity: {16, 4, 4}}[i]
 			r.PerSecond = cmp.Or(r.PerSecond, standard.PerSecond)
-			r.Burst = cmp.Or(r.Burst, max(1, int(r.PerSecond/4)))
+			r.Burst = cmp.Or(r.Burst, max(2, int(r.PerSecond/4)))
 			r.AtOnce = cmp.Or(r.AtOnce, standard.AtOnce)
 			b.quotas[i] = quota{rate: r, wait: cmp.Or(b.Wait, defaultWait), queue: cmp.Or(b.Queue, defaultQueue),
 				tokens: float64(r.Burst), filled: time.Now()}
@@ -92,6 +94,21 @@ func (b *Budget) Answer(ctx context.Context, r Request) (*Answer, error) {
 	if r.Query.Family == imds.Identity {
 		q = &b.quotas[imds.Identity]
 	}
+	for until := time.Now().Add(throttleTime); ; {
+		a, err := b.ask(ctx, q, r)
+		if err != nil || a.Status != http.StatusTooManyRequests || r.Query.Method != http.MethodGet || q.until().After(until) {
+			return a, err
+		}
+		a.Body.Close() // it says nothing that the status does not
+	}
+}
+
+// throttleTime is how long a GET that got 429 is tried again. What others on the
+// VM have used up is there again after a second.
+const throttleTime = 2 * time.Second
+
+// ask is one call.
+func (b *Budget) ask(ctx context.Context, q *quota, r Request) (*Answer, error) {
 	l, err := q.enter(ctx, &r)
 	if err != nil {
 		return nil, err

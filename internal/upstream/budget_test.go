@@ -106,7 +106,8 @@ func TestCallsAtOnceAreBounded(t *testing.T) {
 	})
 }
 
-// A workload that asks as fast as it can delays another by one call.
+// A workload that asks as fast as it can delays another, which asks seldom, not at
+// all.
 func TestNoisyNeighbour(t *testing.T) {
 	for name, request := range map[string]upstream.Request{"general": instance(), "identity": tokenFor(vault)} {
 		t.Run(name, func(t *testing.T) {
@@ -140,14 +141,14 @@ func TestNoisyNeighbour(t *testing.T) {
 					if _, _, err := readIn(t.Context(), b, by("docker:quiet", request)); err != nil {
 						t.Errorf("call %d: %v", i, err)
 					}
-					if took := time.Since(start); took > 300*time.Millisecond {
-						t.Errorf("call %d took %v, want 300ms at most", i, took)
+					if took := time.Since(start); took > time.Millisecond {
+						t.Errorf("call %d took %v, want no time", i, took)
 					}
 					time.Sleep(time.Second)
 				}
 				cancel()
 				noise.Wait()
-				if busy == 0 || served < 50 {
+				if busy == 0 || served < 40 {
 					t.Errorf("the noisy one was served %d times and refused %d times, want both", served, busy)
 				}
 				for _, e := range s.History() {

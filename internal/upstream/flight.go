@@ -194,8 +194,12 @@ func (c *Cache) land(f *flight) {
 // already is served if the flight brings nothing, or takes long.
 func (c *Cache) wait(ctx context.Context, f *flight, k *keys, r *Request, led bool) (*Answer, error) {
 	var long <-chan time.Time
-	if e, left := c.alive(k); e != nil && (!k.life.token || left > c.margin()) {
-		t := time.NewTimer(staleAfter)
+	if e, left := c.alive(k); e != nil {
+		patience := staleAfter
+		if k.life.token && left <= c.margin() {
+			patience = left / 2 // a better one is worth more, but not the last there is
+		}
+		t := time.NewTimer(patience)
 		defer t.Stop()
 		long = t.C
 	}

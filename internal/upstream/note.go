@@ -25,6 +25,7 @@ func (q *quota) note(ctx context.Context, l *lane, a *Answer, err error) {
 		}
 		q.throttled++
 		q.paused = now.Add(d)
+		q.tokens, q.filled = min(float64(q.rate.Burst), 1+reserved), q.paused // one is to see then, or one of each kind
 		return
 	}
 	if err == nil {
@@ -40,6 +41,13 @@ func (q *quota) note(ctx context.Context, l *lane, a *Answer, err error) {
 	}
 	l.next = now.Add(pause(l.failures - tolerated + 1))
 	l.failures++
+}
+
+// until is when calls may go out again.
+func (q *quota) until() time.Time {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.paused
 }
 
 // isAway reports whether the status says that the service cannot answer now,

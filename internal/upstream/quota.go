@@ -17,6 +17,7 @@ const (
 	firstPause = 250 * time.Millisecond
 	lastPause  = time.Second / 2
 	remembered = time.Second // whose turn it was
+	reserved   = 1           // of the burst, for lanes that are calm
 )
 
 // quota is one of the platform's limits, and the line before it.
@@ -196,14 +197,16 @@ func (q *quota) leave(l *lane) {
 // for when there will be.
 func (q *quota) pump() {
 	now := time.Now()
-	q.tokens = min(float64(q.rate.Burst), q.tokens+q.rate.PerSecond*now.Sub(q.filled).Seconds())
-	q.filled = now
+	if d := now.Sub(q.filled); d > 0 { // not after 429
+		q.tokens = min(float64(q.rate.Burst), q.tokens+q.rate.PerSecond*d.Seconds())
+		q.filled = now
+	}
 	for q.running < q.rate.AtOnce {
 		l := q.next()
 		if l == nil {
 			break
 		}
-		if d := max(q.refill(), q.paused.Sub(now)); d > 0 {
+		if d := max(q.due(l, now), q.paused.Sub(now)); d > 0 {
 			q.wake(d)
 			return
 		}
@@ -214,13 +217,24 @@ func (q *quota) pump() {
 	}
 }
 
-// refill is how long it takes until there is a token.
-func (q *quota) refill() time.Duration {
-	const almost = 1 - 1e-9 // or else the last nanosecond would be waited for over and over
-	if q.tokens >= almost {
+// due is how long it takes until there is a token for the lane. The last one is
+// for lanes that are calm, which had no turn while two came: who asks seldom
+// waits for nobody.
+func (q *quota) due(l *lane, now time.Time) time.Duration {
+	if q.rate.Burst <= reserved {
+		return q.refill(1)
+	}
+	calm := min(remembered, time.Duration(2/q.rate.PerSecond*float64(time.Second)))
+	return min(q.refill(1+reserved), max(q.refill(1), l.last.Add(calm).Sub(now)))
+}
+
+// refill is how long it takes until there are so many tokens.
+func (q *quota) refill(n float64) time.Duration {
+	const almost = 1e-9 // or else the last nanosecond would be waited for over and over
+	if q.tokens >= n-almost {
 		return 0
 	}
-	return time.Duration(math.Ceil((1 - q.tokens) / q.rate.PerSecond * float64(time.Second)))
+	return time.Duration(math.Ceil((n - q.tokens) / q.rate.PerSecond * float64(time.Second)))
 }
 
 // next is the lane whose turn it is: none has all the places.

@@ -41,7 +41,9 @@ func TestRetryAfter(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { // which begins with the year 2000
 				b := &upstream.Budget{Source: statusThen(http.Header{"Retry-After": {tc.value}}, 429, 200), General: upstream.Rate{PerSecond: 1000}}
-				read(t, b, by("docker:a", instance()))
+				first := by("docker:a", instance())
+				first.Query.Method = "POST" // which is never tried again
+				read(t, b, first)
 				start := time.Now()
 				if a, _, err := read(t, b, by("docker:b", instance())); err != nil || a.Status != 200 {
 					t.Fatalf("got %v, %v, want 200", a, err)
@@ -214,4 +216,43 @@ func TestManyWorkloads(t *testing.T) {
 			t.Errorf("got %v: those that failed long ago are still known", err)
 		}
 	})
+}
+
+// A 429 that is over within two seconds is not the client's affair.
+func TestThrottledForAMoment(t *testing.T) {
+	for name, tc := range map[string]struct {
+		method, retryAfter string
+		statuses           []int
+		status, calls      int
+	}{
+		"once":                {"GET", "", []int{429, 200}, 200, 2},
+		"three_times":         {"GET", "", []int{429, 429, 429, 200}, 200, 4},
+		"for_long":            {"GET", "", []int{429}, 429, 5},
+		"for_longer_it_says":  {"GET", "3", []int{429, 200}, 429, 1},
+		"on_what_acts":        {"POST", "", []int{429, 200}, 429, 1},
+		"and_then_another_no": {"GET", "", []int{429, 503}, 503, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := http.Header{}
+				if tc.retryAfter != "" {
+					h.Set("Retry-After", tc.retryAfter)
+				}
+				s := statusThen(h, tc.statuses...)
+				r := instance()
+				r.Query.Method = tc.method
+				start := time.Now()
+				a, _, err := read(t, &upstream.Budget{Source: s}, r)
+				if err != nil || a.Status != tc.status {
+					t.Fatalf("got %v, %v, want %d", a, err, tc.status)
+				}
+				if got := int(s.calls.Load()); got < tc.calls || got > tc.calls+1 && tc.status == 429 || got != tc.calls && tc.status != 429 {
+					t.Errorf("got %d calls, want %d", got, tc.calls)
+				}
+				if took := time.Since(start); took > 2*time.Second {
+					t.Errorf("took %v, want 2s at most", took)
+				}
+			})
+		})
+	}
 }
