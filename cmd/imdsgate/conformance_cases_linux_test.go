@@ -94,7 +94,7 @@ func documentedCases() []conformanceCase {
 		{name: "tag past the end", target: instance + "/compute/tagsList/9" + v21},
 		{name: "no such key", target: instance + "/compute/nothing" + v21},
 		{name: "key of a newer version", target: instance + "/compute/userData?api-version=2020-12-01&format=text"},
-		{name: "below a leaf", target: instance + "/compute/vmId/0" + v21 + "&format=text"},
+		{name: "below a leaf", target: instance + "/compute/vmId/0" + v21 + "&format=text", why: whyUnknown},
 		{name: "network", target: instance + "/network" + v21},
 		{name: "interfaces as text", target: instance + "/network/interface" + v21 + "&format=text"},
 		{name: "private address", target: instance + "/network/interface/0/ipv4/ipAddress/0/privateIpAddress" + v21 + "&format=text"},
