@@ -59,7 +59,12 @@ Exit codes: 0 the record is whole, 1 it is not, 2 it cannot be read.`,
   imdsgate audit verify --json audit.jsonl
   journalctl -t imdsgate-audit -o cat | imdsgate audit verify --restarts
   sed 's/^[^{]*//' imdsgate.log | imdsgate audit verify --restarts    # from syslog`,
-		RunE: func(_ *cobra.Command, args []string) error { return auditVerify(e, f, args) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().Changed("head") && f.head == "" {
+				return withHint(usageError("audit verify: --head: want SEQ:CHAIN, got nothing"), "leave it out where no head is known")
+			}
+			return auditVerify(e, f, args)
+		},
 	}
 	fl := cmd.Flags()
 	fl.StringVar(&f.head, "head", "", "a record that is known to be in the chain, as verify prints it: SEQ:CHAIN")

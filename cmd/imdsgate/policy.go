@@ -105,10 +105,13 @@ says where.`,
   imdsgate policy check --proxy ` + controlSocket + ` policy.yaml
   imdsgate policy check --json policy.yaml`,
 		Args: files(1, 1, "the policy's file"),
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := loadPolicy(args[0])
 			if err != nil {
 				return err
+			}
+			if cmd.Flags().Changed("proxy") && proxy == "" {
+				return usageError("--proxy: want the path of a socket, got nothing")
 			}
 			var known []*workload.Workload
 			if proxy != "" {
@@ -133,7 +136,7 @@ func noProxy(what, path string, err error) error {
 	if lost := new(net.OpError); !errors.As(err, &lost) {
 		return err // the proxy itself has said it
 	}
-	return withHint(unsupported("%v", err), fmt.Sprintf("is a proxy running with --control %s, on this machine or in this container, as you or with you as root?", path))
+	return withHint(unsupported("%v", err), fmt.Sprintf("is a proxy running with --control %s (which it does by itself where that folder is there, and its own), on this machine or in this container, as you or with you as root?", path))
 }
 
 func reportFindings(w io.Writer, p *policy.Policy, found []policy.Finding, asJSON bool) error {

@@ -37,7 +37,7 @@ with --policy, decides by that file about a container that the flags describe.
 Exit code 0: it has said so, whatever the decision; "refuse" is for what is no
 proper request, whoever sends it. 1: there is no such container. 3: no proxy is there.`,
 		Example: `  imdsgate policy explain web '/metadata/instance?api-version=2021-02-01'
-  docker compose exec proxy imdsgate policy explain shop-web-1 '/metadata/versions'
+  docker compose exec proxy /imdsgate policy explain shop-web-1 '/metadata/versions'
   imdsgate policy explain --policy policy.yaml --compose shop/web web \
       'http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net'`,
 		Args: files(2, 3, "a container, a method (or none, for GET) and a URL or path"),

@@ -27,7 +27,7 @@ func policyLearnCmd(e *env) *cobra.Command {
 		Use:   "learn AUDIT...",
 		Short: "Write the least policy that allows what an audit log shows",
 		Long: `learn reads the audit lines of a proxy and writes the least policy that allows what
-was let through: for each container its actions, narrowed to the resources, the
+was let through and answered well: for each container its actions, narrowed to the resources, the
 identities and the parts of the instance document that it asked for. Run the proxy
 with a policy of "mode: audit" for a while to see what its containers need; then
 read what was learned before you put it to use.
@@ -135,7 +135,7 @@ func printLeftOut(w io.Writer, events, rules int, rest []stillDenied) error {
 	if len(rest) == 0 {
 		b.WriteString("; they allow all of it\n")
 	} else {
-		b.WriteString("; still denied:\n")
+		b.WriteString("; still denied, or different:\n")
 	}
 	for i, d := range rest {
 		if i == mostShown {
@@ -214,6 +214,9 @@ func verdict(v *policy.View, ev *audit.Event, o policy.Seen) string {
 	case len(o.Hidden) > 0 && !d.Allow:
 		return "the record does not show " + strings.Join(o.Hidden, ", ")
 	case !d.Allow:
+		if ev.Decision == audit.Allow && ev.Status >= 400 {
+			return fmt.Sprintf("was answered %d, and so not learned: %s", ev.Status, d.Reason)
+		}
 		return d.Reason
 	case len(d.Blank) > 0 && len(ev.Blanked) == 0 && ev.Decision != audit.Deny:
 		return "allowed, without " + string(d.Blank[0])

@@ -63,6 +63,8 @@ been no good one everything is denied, and the proxy is not ready.`,
 				return usageError("--agent: want the path of the agent's socket")
 			case f.ensureRoute && !byHand:
 				return withHint(usageError("--ensure-route is for --listen: with an agent the proxy needs no network"), "leave it out, or add --listen :80")
+			case cmd.Flags().Changed("policy") && f.policy == "":
+				return withHint(usageError("--policy: want a file, got nothing"), "leave it out for the built-in policy")
 			case byHand && f.listen == "":
 				return usageError("--listen: want an address, like :80")
 			}

@@ -59,7 +59,12 @@ The file for --instance has what is different from the default VM, under instanc
 identity, extended, loadbalancer, reprovisiondata and versions:
   instance:
     compute: {name: web-1, location: northeurope}
-  identity: {system: null}    # no identity of its own
+  identity:
+    system: null    # no identity of its own
+    userAssigned:
+      - clientId: 11111111-2222-3333-4444-555555555555
+        objectId: 66666666-7777-8888-9999-000000000000
+        resourceId: /subscriptions/5a5a0000-0000-0000-0000-00000000000a/resourcegroups/rg/providers/Microsoft.ManagedIdentity/userAssignedIdentities/web
 
 The management API (--manage) changes faults while it runs, schedules events and
 shows what was asked: /faults /history /events /jwks.json /ca.pem /healthz.

@@ -28,6 +28,8 @@ const (
 	FindingAnyIdentity = "any_identity"
 	// FindingAnyResource: the rule's resource does not bound all that it gives.
 	FindingAnyResource = "any_resource"
+	// FindingShared: the rule allows something to some members of a namespace.
+	FindingShared = "shared_in_part"
 	// FindingMode: the policy, or the rule, decides nothing.
 	FindingMode = "not_enforced"
 )
@@ -69,6 +71,9 @@ func (p *Policy) Check(workloads []*workload.Workload) []Finding {
 		if !r.deny && len(r.resources) > 0 && r.actions&setOf(imds.IdentityCredential) != 0 {
 			add(FindingAnyResource, r, "resource does not bound identity.credential, with which a token for any resource can be had: give that action a rule of its own")
 		}
+		if w := r.someOf(workloads); w != nil {
+			add(FindingShared, r, "it is for some of %s, which share a network namespace, and only what all of them may is allowed", strings.Join(w.MemberNames(), ", "))
+		}
 		if workloads != nil && !r.match.everybody() && !slices.ContainsFunc(workloads, r.matchesAny) {
 			add(FindingUnmatched, r, "it is for none of the %d workloads there are", len(workloads))
 		}
@@ -96,6 +101,22 @@ func (r *rule) matchesAny(w *workload.Workload) bool {
 		}
 	}
 	return false
+}
+
+// someOf finds a namespace of which an allow matches some members, and not all.
+func (r *rule) someOf(workloads []*workload.Workload) *workload.Workload {
+	for _, w := range workloads {
+		n := 0
+		for i := range w.Members {
+			if r.mismatch(&caller{&w.Members[i], workload.Listener, true}) == "" {
+				n++
+			}
+		}
+		if !r.deny && n > 0 && n < len(w.Members) {
+			return w
+		}
+	}
+	return nil
 }
 
 // shadow is a rule that leaves rule i nothing to decide, and why.

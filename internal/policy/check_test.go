@@ -11,6 +11,7 @@ import (
 
 // TestCheck has each kind of finding, and beside it what looks like one and is none.
 func TestCheck(t *testing.T) {
+	pair := []*workload.Workload{{Name: "web+car", Members: []workload.Workload{{Name: "car"}, {Name: "web"}}}}
 	const anywhere, chosen = "secret_to_everybody", "any_identity"
 	known := []*workload.Workload{{Name: "web", Labels: map[string]string{"team": "shop"}, ImageLabels: map[string]string{"tier": "front"}},
 		{Name: "pair", Members: []workload.Workload{{Name: "a"}, {Name: "b"}}}}
@@ -37,6 +38,9 @@ func TestCheck(t *testing.T) {
 		"any_identity":                {"", by("name: web", "allow: [identity.token]"), nil, []string{chosen}},
 		"any_identity_of_credentials": {"", by("name: web", "allow: [identity.credential]"), nil, []string{chosen}},
 		"one_identity":                {"", by("name: web", "allow: [identity.token], "+idOf), nil, nil},
+		"some_of_a_shared_namespace":  {"", by("name: web", "allow: [versions.read]"), pair, []string{policy.FindingShared}},
+		"all_of_a_shared_namespace":   {"", by("name: [web, car]", "allow: [versions.read]"), pair, nil},
+		"some_are_denied":             {"", by("name: web", "deny: [versions.read]"), pair, nil},
 		"credentials_by_resource":     {"", by("name: web", "allow: [identity.token, identity.credential], resource: a, "+idOf), nil, []string{policy.FindingAnyResource}},
 		"tokens_by_resource":          {"", by("name: web", "allow: [identity.token], resource: a, "+idOf), nil, nil},
 		"audit_with_a_firm_rule":      {"mode: audit\n", "{mode: enforce, deny: [unknown]}", nil, []string{policy.FindingMode}},
@@ -72,7 +76,7 @@ func TestCheck(t *testing.T) {
 		"for_nobody_known":               {"", by("name: web", "allow: [versions.read]"), []*workload.Workload{}, []string{policy.FindingUnmatched}},
 		"not_known_who_there_is":         {"", by("name: wbe", "allow: [versions.read]"), nil, nil},
 		"for_somebody":                   {"", by("name: web, labels: {team: shop}, proof: listener", "allow: [versions.read]"), known, nil},
-		"for_a_member":                   {"", by("name: b, shared: true", "allow: [versions.read]"), known, nil},
+		"for_a_member":                   {"", by("name: b, shared: true", "allow: [versions.read]"), known, []string{policy.FindingShared}},
 		"for_the_whole_of_members":       {"", by("name: pair", "allow: [versions.read]"), known, []string{policy.FindingUnmatched}},
 		"allow_by_a_label_of_the_image":  {"", by("labels: {tier: front}", "allow: [versions.read]"), known, []string{policy.FindingUnmatched}},
 		"deny_by_a_label_of_the_image":   {"", by("labels: {tier: front}", "deny: [versions.read]"), known, nil},

@@ -98,8 +98,19 @@ func softer(r *rule) int {
 
 func newMember(rules []*rule, c caller) member {
 	m := member{caller: c}
+	var unproven [maxActions]*rule // would allow, for a better proof
 	for _, r := range rules {
-		if r.mode == Off || r.mismatch(&c) != "" {
+		if r.mode == Off {
+			continue
+		}
+		if key := r.mismatch(&c); key != "" {
+			if key == "proof" && !r.deny && !r.onTrial() {
+				for i := range all {
+					if r.actions.has(i) && unproven[i] == nil {
+						unproven[i] = r
+					}
+				}
+			}
 			continue
 		}
 		for i := range all {
@@ -116,7 +127,11 @@ func newMember(rules []*rule, c caller) member {
 	}
 	match := suggestion(c.w)
 	for i, a := range all {
-		if len(m.allows[i]) == 0 {
+		switch r := unproven[i]; {
+		case len(m.allows[i]) > 0:
+		case r != nil:
+			m.missing[i] = r.called + " would allow " + string(a) + ", but wants proof " + r.match.proof.String() + ", and there is " + c.proof.String()
+		default:
 			m.missing[i] = missing(match, a)
 		}
 	}
