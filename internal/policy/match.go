@@ -136,9 +136,16 @@ func (r *rule) podded(p *workload.Pod) bool {
 type glob struct {
 	text    string
 	literal bool
+	head    int // bytes before the first * or ?
 }
 
-func makeGlob(s string) glob { return glob{text: s, literal: !strings.ContainsAny(s, "*?")} }
+func makeGlob(s string) glob {
+	head := strings.IndexAny(s, "*?")
+	if head < 0 {
+		return glob{text: s, literal: true, head: len(s)}
+	}
+	return glob{text: s, head: head}
+}
 
 // any reports whether everything matches, the empty text too.
 func (g glob) any() bool { return g.text != "" && strings.Trim(g.text, "*") == "" }
@@ -158,8 +165,14 @@ func (g *glob) match(s string) bool {
 		return g.text == s
 	}
 	p := g.text
+	if len(s) < g.head || s[:g.head] != p[:g.head] {
+		return false
+	}
+	if p[g.head:] == "*" {
+		return true
+	}
 	star, resume := -1, 0 // the last * that was met, and where in s to go on with it
-	i, j := 0, 0
+	i, j := g.head, g.head
 	for i < len(s) {
 		switch {
 		case j < len(p) && p[j] == '*':
