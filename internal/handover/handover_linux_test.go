@@ -335,7 +335,7 @@ func TestLargestDescription(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.Members[1].ImageLabels = map[string]string{"x": ""}
-		w.Members[1].ImageLabels["x"] = strings.Repeat("x", maxMessage-len(b)-len(`,"imageLabels":{"x":""}`))
+		w.Members[1].ImageLabels["x"] = strings.Repeat("x", maxMessage-len(b)-len(`,"image_labels":{"x":""}`))
 		return w
 	}
 	attach := &message{Type: typeAttach, ID: 7, Netns: netns.ID{Inode: 1, Cookie: 2}, Method: "nftables", V6: true}
