@@ -3,23 +3,31 @@
 package main
 
 import (
+	"context"
+	"net/http"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
 
+	"imdsgate/internal/policy"
 	"imdsgate/internal/upstream"
+	"imdsgate/internal/workload"
 )
 
 // answerFlags say what stands between the gate and the metadata service.
 type answerFlags struct {
 	cache, budget string
 	cacheMiB      int
+	ahead         bool
+
+	kept *upstream.Cache // once source has made it
 }
 
 func (f *answerFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&f.cache, "cache", "on", "keep and merge answers, in memory alone: on or off")
 	fl.IntVar(&f.cacheMiB, "cache-size", 8, "memory for answers that are kept, in MiB")
+	fl.BoolVar(&f.ahead, "prefetch", false, "fetch the tokens that the policy names for a container (identity and resource) when it appears")
 	fl.StringVar(&f.budget, "budget", "general=3,identity=16,concurrent=4",
 		"requests/s to the service and, for identities, at once; shared out fairly; off: none")
 }
@@ -41,12 +49,25 @@ func (f *answerFlags) source(client upstream.Source) (upstream.Source, func(), e
 			return nil, nil, usageError("--cache-size: want 1 MiB at least")
 		}
 		c := &upstream.Cache{Source: s, MaxBytes: int64(f.cacheMiB) << 20}
-		s, end = c, c.Close
+		s, end, f.kept = c, c.Close, c
 	case "off":
 	default:
 		return nil, nil, usageError("--cache %q: want on or off", f.cache)
 	}
+	if f.ahead && f.kept == nil {
+		return nil, nil, usageError("--prefetch is for --cache on")
+	}
 	return s, end, nil
+}
+
+// fetchAhead fetches the usual tokens of a workload that has appeared, within the
+// budget, as if it had asked. What fails is asked for again when it asks.
+func (f *answerFlags) fetchAhead(ctx context.Context, v *policy.View, id workload.ID) {
+	var requests []upstream.Request
+	for _, q := range v.Usual() {
+		requests = append(requests, upstream.Request{Query: q, Header: http.Header{"Metadata": {"true"}}, Workload: id})
+	}
+	_ = f.kept.Prefetch(ctx, requests)
 }
 
 // parseBudget reads "general=3,identity=16,concurrent=4", or a part of it.

@@ -67,6 +67,11 @@ func serveAgent(e *env, f proxyFlags, to netip.AddrPort, g *gate.Gate, up *upstr
 		log.Warn("the proxy runs as root and needs no privilege at all: run it as another user")
 	}
 	t := &taken{gate: g, log: log, stops: make(map[uint64]context.CancelFunc)}
+	if f.answers.ahead {
+		t.ahead = func(w *workload.Workload) {
+			f.answers.fetchAhead(e.ctx, g.Policy.Snapshot().View(w, workload.Listener), w.ID)
+		}
+	}
 	c := &handover.Client{Path: f.agent, Upstream: to, Taker: t, Log: log}
 	t.lost = c.Lost
 	up.Dial = c.Dial
@@ -116,6 +121,7 @@ type taken struct {
 	log   *slog.Logger
 	lost  func(id uint64)
 	stops map[uint64]context.CancelFunc
+	ahead func(*workload.Workload) // fetches what it will ask for; nil: nothing is
 
 	mu     sync.Mutex
 	closed bool // nothing more is taken
@@ -140,7 +146,7 @@ func (t *taken) Take(o handover.Offer) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	t.stops[o.ID] = stop
-	t.gate.Directory.Set(o.ID, o.Workload)
+	t.named(o.ID, o.Workload)
 	for _, l := range o.Listeners {
 		t.done.Add(1)
 		go t.serve(ctx, o, l)
@@ -162,7 +168,15 @@ func (t *taken) serve(ctx context.Context, o handover.Offer, l net.Listener) {
 	}
 }
 
-func (t *taken) Update(id uint64, w workload.Workload) { t.gate.Directory.Set(id, w) }
+// named notes who is behind an attachment.
+func (t *taken) named(id uint64, w workload.Workload) {
+	t.gate.Directory.Set(id, w)
+	if t.ahead != nil && w.ID != "" {
+		go t.ahead(&w)
+	}
+}
+
+func (t *taken) Update(id uint64, w workload.Workload) { t.named(id, w) }
 
 func (t *taken) Release(id uint64) {
 	if stop := t.stops[id]; stop != nil {

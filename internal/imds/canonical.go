@@ -15,3 +15,12 @@ func Canonical(c Cloud, method, target string) (Query, *Refusal) {
 	}
 	return Classify(c, r)
 }
+
+// TokenQuery is the request for a token as SDKs make it: the version is the one
+// that they pin (protocol-azure §5), and no identity is named.
+func TokenQuery(c Cloud, resource string) Query {
+	return Query{
+		Cloud: c, Action: IdentityToken, Method: http.MethodGet, Path: "/metadata/identity/oauth2/token", Family: Identity,
+		Params: []Param{{"api-version", "2018-02-01"}, {"resource", resource}},
+	}
+}

@@ -88,7 +88,7 @@ func appendKey(dst []byte, r *Request, skip int) []byte {
 			dst = appendPart(appendPart(dst, q.Params[i].Name), q.Params[i].Value)
 		}
 	}
-	for _, name := range sent {
+	for _, name := range sent(q.Action) {
 		dst = append(dst, '#') // no length begins so
 		for _, v := range r.Header[name] {
 			dst = appendPart(dst, v)
@@ -110,13 +110,21 @@ func appendPart(dst []byte, s string) []byte {
 
 // sent are the headers that go out with a call whose answer others get too: all
 // of them are part of the key. What a caller could say beside it, and the
-// service might listen to, would end up in everybody's answer.
-var sent = [...]string{"Metadata", "Accept"}
+// service might listen to, would end up in everybody's answer. Tokens come in one
+// form, whatever a client accepts: SDKs, which differ in that, share them.
+func sent(a imds.Action) []string {
+	if a == imds.IdentityToken {
+		return sentNames[:1]
+	}
+	return sentNames[:]
+}
+
+var sentNames = [...]string{"Metadata", "Accept"}
 
 // shared is the request that is made for everybody.
 func shared(r Request) Request {
-	h := make(http.Header, len(sent))
-	for _, name := range sent {
+	h := make(http.Header, len(sentNames))
+	for _, name := range sent(r.Query.Action) {
 		if v := r.Header[name]; len(v) > 0 {
 			h[name] = slices.Clone(v)
 		}

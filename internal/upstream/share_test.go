@@ -15,7 +15,7 @@ import (
 )
 
 func TestTwoThingsNeverShare(t *testing.T) {
-	accept := tokenFor(vault)
+	accept := asking(imds.InstanceRead, "/metadata/instance")
 	accept.Header = http.Header{"Metadata": {"true"}, "Accept": {"text/plain"}}
 	capital := tokenFor(vault)
 	capital.Header = http.Header{"Metadata": {"True"}}
@@ -75,6 +75,12 @@ func TestHeaderThatIsNotInTheKeyIsNotSent(t *testing.T) {
 	ask(t, c, r)
 	if d := cmp.Diff(http.Header{"Metadata": {"True"}, "Accept": {"a", "b"}}, seen); d != "" {
 		t.Errorf("(-want +got)\n%s", d)
+	}
+	tok := tokenFor(vault)
+	tok.Header = r.Header
+	ask(t, c, tok)
+	if d := cmp.Diff(http.Header{"Metadata": {"True"}}, seen); d != "" {
+		t.Errorf("a token (-want +got)\n%s", d)
 	}
 	r.Query.Action = imds.IdentityDocument
 	ask(t, c, r)
