@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -54,6 +55,9 @@ const (
 // else on the VM has been faster. After three errors, 5xx or 410 in a row a workload gets two
 // calls a second, and an error for the rest, until one succeeds. That is its own
 // affair: what one workload asks for cannot bar the way for others.
+//
+// A body up to 256 KiB is read before it is handed on, but for the events, and a
+// larger one keeps its place for half a minute at most: slow readers hold up nobody.
 //
 // The fields are set before the first Answer and not changed afterwards.
 type Budget struct {
@@ -113,6 +117,7 @@ func (b *Budget) ask(ctx context.Context, q *quota, r Request) (*Answer, error) 
 	if err != nil {
 		return nil, err
 	}
+	r.party.begin()
 	over := sync.OnceFunc(func() { q.leave(l) })
 	ended := false
 	defer func() {
@@ -128,11 +133,49 @@ func (b *Budget) ask(ctx context.Context, q *quota, r Request) (*Answer, error) 
 	if a.Size >= 0 && a.Size <= sentWhole {
 		return a, nil
 	}
-	ended = true
 	counted := *a
-	counted.Body = &closer{ReadCloser: a.Body, then: over}
+	if r.Query.Action != imds.EventsRead {
+		whole, err := counted.ahead()
+		if err != nil {
+			return nil, err
+		}
+		if whole {
+			return &counted, nil
+		}
+	}
+	ended = true
+	late := time.AfterFunc(bodyTime, over)
+	counted.Body = &closer{ReadCloser: counted.Body, then: func() {
+		late.Stop()
+		over()
+	}}
 	return &counted, nil
 }
+
+// ahead reads the body into memory, and reports whether that was the whole of it:
+// how long its reader takes costs nobody a place then. Of a body that is too large
+// the rest is read when its reader wants it. After an error it is closed.
+func (a *Answer) ahead() (whole bool, err error) {
+	if a.Size > readAhead {
+		return false, nil
+	}
+	from := a.Body
+	read, err := io.ReadAll(io.LimitReader(from, readAhead+1))
+	if err == nil && len(read) > readAhead {
+		a.Body = &resumed{read: read, Closer: from, rest: from}
+		return false, nil
+	}
+	if cerr := from.Close(); err == nil {
+		err = cerr
+	}
+	a.Body = io.NopCloser(bytes.NewReader(read))
+	return true, err
+}
+
+const (
+	readAhead = 256 << 10        // bytes of a body in memory, for a slow reader
+	bodyTime  = 30 * time.Second // that a body keeps its place
+)
 
 // sentWhole is up to where the service is done with an answer once its header
 // is here: the rest is in buffers on the way, and a slow reader holds up nobody.

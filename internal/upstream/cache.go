@@ -5,9 +5,12 @@ import (
 	"context"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/maypok86/otter/v2"
+
+	"imdsgate/internal/imds"
 )
 
 const (
@@ -15,11 +18,12 @@ const (
 	defaultBodyBytes  = 256 << 10
 	defaultMargin     = 5 * time.Minute
 	defaultStale      = 15 * time.Minute
+	maxKey            = 1 << 10 // bytes of the key of what is kept
 
 	errorLife   = time.Second      // of the errors that are kept at all
 	staleAfter  = time.Second      // that somebody waits for better than what there is
 	probeEvery  = time.Second / 2  // that it is tried behind what is kept
-	probeTime   = time.Second      // for the service to answer that, after it has failed
+	probeTime   = time.Second      // for the service to answer that, after it has failed, from when it is asked
 	bypassEvery = 10 * time.Second // between two calls by bypass_cache for one thing
 	flightTime  = 3 * time.Minute  // of a call that nobody else bounds
 	sweepEvery  = time.Minute
@@ -30,13 +34,15 @@ const (
 // everything but GET, it hands on.
 //
 //   - All who ask for one thing at once wait for one call. It ends when the last
-//     of them has left.
+//     of them has left, but for an identity's that the service works on already.
 //   - A token is asked for again at half its life, or when Margin is left of it,
 //     and before that, behind the old one, while it is in use.
 //   - While the service is away (an error, 410, 429, 5xx, or silence) what is
 //     there is served until it is really over: a token until it expires.
 //   - Such a call carries of its asker's header only what the key holds
-//     (Metadata, Accept): nobody can put into it what others get answered.
+//     (Metadata, and Accept but for tokens): nobody can put into it what others get answered.
+//   - An unusual Accept, or what the service marks as one caller's, is not shared.
+//   - Who asks for the events after an approval gets what is so after it.
 //   - bypass_cache=true gets a call of its own, or what such a call brought in
 //     the last ten seconds.
 //
@@ -70,9 +76,12 @@ type Cache struct {
 	store *otter.Cache[string, *entry]
 
 	mu      sync.Mutex
-	flights map[string]*flight
+	flights map[string]*flight   // that can be joined
+	all     map[*flight]struct{} // those under way
 	swept   time.Time
 	closed  bool
+
+	approvals atomic.Uint64 // calls that may have changed the events; part of their key
 
 	run sync.WaitGroup // the calls under way
 }
@@ -80,6 +89,7 @@ type Cache struct {
 func (c *Cache) init() {
 	c.once.Do(func() {
 		c.flights = make(map[string]*flight)
+		c.all = make(map[*flight]struct{})
 		c.swept = time.Now()
 		c.store = otter.Must(&otter.Options[string, *entry]{
 			MaximumWeight: uint64(cmp.Or(c.MaxBytes, defaultCacheBytes)),
@@ -112,6 +122,9 @@ func (c *Cache) Bytes() int64 {
 // and the context's.
 func (c *Cache) Answer(ctx context.Context, r Request) (*Answer, error) {
 	c.init()
+	if r.Query.Action == imds.EventsApprove {
+		defer c.approvals.Add(1) // what was asked before is not for those who ask after
+	}
 	k, ok := c.keysOf(&r)
 	if !ok {
 		return c.Source.Answer(ctx, r)
@@ -139,18 +152,25 @@ func (c *Cache) kept(k *keys, r *Request) *Answer {
 			return e.worded(left, Hit)
 		}
 	case fresh:
-		if age >= e.refresh && e.claim(age) {
-			c.behind(k, r, flightTime)
+		if age >= e.refresh {
+			c.renew(k, r, e, age, flightTime)
 		}
 		return e.worded(left, Hit)
 	case left > 0 && e.failing.Load():
 		// Nobody waits for a service of which it is known that it is away.
-		if e.claim(age) {
-			c.behind(k, r, probeTime)
-		}
+		c.renew(k, r, e, age, probeTime)
 		return e.worded(left, Stale)
 	}
 	return nil
+}
+
+// renew begins a call behind the entry if it is time, or joins the one that is
+// under way.
+func (c *Cache) renew(k *keys, r *Request, e *entry, age, limit time.Duration) {
+	c.alongside(k, r)
+	if e.claim(age) {
+		c.behind(k, r, limit)
+	}
 }
 
 // alive is what may be served while the service is away, and how much is left
@@ -177,16 +197,18 @@ func (c *Cache) keep(k *keys, r *Request, e *entry) {
 	e.bypass = k.bypass
 	old, _ := c.store.GetIfPresent(k.slot)
 	switch {
-	case e.keepFor(k.life, wall, c.margin(), rand.Float64()):
+	case len(k.slot) <= maxKey && e.keepFor(k.life, wall, c.margin(), rand.Float64()):
 		if old == nil || !old.at.After(e.at) { // a later call may have ended earlier
 			c.store.Set(k.slot, e)
 		}
-	case k.bypass || e.status < 300:
+	case k.bypass:
+	case e.status < 300:
+		c.store.Invalidate(k.slot) // the service is there again, and this is not to be kept
 	case isAway(e.status):
-		if !c.failed(k) && e.keepError(&r.Query) {
+		if !c.failed(k) && len(k.slot) <= maxKey && e.keepError(&r.Query) {
 			c.store.Set(k.slot, e)
 		}
-	case e.keepError(&r.Query):
+	case len(k.slot) <= maxKey && e.keepError(&r.Query):
 		c.store.Set(k.slot, e)
 	default:
 		c.store.Invalidate(k.slot) // the service has said that it is not so
@@ -205,6 +227,13 @@ func (c *Cache) failed(k *keys) bool {
 		e.again.Store(int64(time.Since(e.at) + probeEvery))
 	}
 	return true
+}
+
+// unclaim lets the next one who asks begin a call behind what is kept.
+func (c *Cache) unclaim(k *keys) {
+	if e, ok := c.store.GetIfPresent(k.slot); ok {
+		e.again.Store(0)
+	}
 }
 
 // sweep forgets what is over: nobody may ask for it again, and tokens are not
@@ -251,7 +280,7 @@ func (c *Cache) Close() {
 	c.init()
 	c.mu.Lock()
 	c.closed = true
-	for _, f := range c.flights {
+	for f := range c.all {
 		f.cancel(context.Canceled)
 	}
 	c.mu.Unlock()

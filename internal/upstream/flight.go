@@ -1,18 +1,21 @@
 package upstream
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"io"
 	"time"
+
+	"imdsgate/internal/imds"
 )
 
 // flight is one call for all who want its answer. It goes on for as long as one
-// of them waits, or something is to be renewed.
+// of them waits, or something is to be renewed. One for an identity goes on when it
+// has had its turn: the service works on it in any case, and counts it among the
+// few at once.
 type flight struct {
 	key    string
 	short  bool // it gets less time than a caller would give it
+	lasts  bool // once it has had a turn it goes on without waiters
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	party  party
@@ -32,13 +35,13 @@ type flight struct {
 }
 
 // fetch gets the answer by a flight. One that somebody else leads may fail for
-// that one's reasons: then there is one of our own.
+// that one's reasons: then there is one of our own, whatever others have begun meanwhile.
 func (c *Cache) fetch(ctx context.Context, k *keys, r *Request) (*Answer, error) {
 	for last := false; ; last = true {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		f, led, kept := c.join(k, r)
+		f, led, kept := c.join(k, r, last)
 		switch {
 		case kept != nil:
 			return kept, nil
@@ -46,7 +49,7 @@ func (c *Cache) fetch(ctx context.Context, k *keys, r *Request) (*Answer, error)
 			return c.Source.Answer(ctx, *r)
 		}
 		a, err := c.wait(ctx, f, k, r, led)
-		if led || last || !isOwn(err) && !(f.short && errors.Is(err, ErrTimeout)) {
+		if led || !isOwn(err) && !(f.short && errors.Is(err, ErrTimeout)) {
 			return a, err
 		}
 	}
@@ -58,12 +61,12 @@ func isOwn(err error) bool {
 }
 
 // join adds a waiter to the flight that is under way, or to a new one, which led
-// says. It is an answer instead if that has come in the meantime, and nothing at
+// says, and which lead demands. It is an answer instead if that has come in the meantime, and nothing at
 // all once the cache is closed.
-func (c *Cache) join(k *keys, r *Request) (f *flight, led bool, kept *Answer) {
+func (c *Cache) join(k *keys, r *Request, lead bool) (f *flight, led bool, kept *Answer) {
 	c.mu.Lock()
 	f = c.flights[k.flight]
-	if f == nil {
+	if f == nil || lead {
 		if c.closed {
 			c.mu.Unlock()
 			return nil, false, nil
@@ -96,12 +99,25 @@ func (c *Cache) behind(k *keys, r *Request, limit time.Duration) {
 	}
 }
 
+// alongside has a call that is under way wait in the line of one more workload,
+// which is served what there is meanwhile: who had it begin may be the last to
+// have its turn.
+func (c *Cache) alongside(k *keys, r *Request) {
+	c.mu.Lock()
+	f := c.flights[k.flight]
+	c.mu.Unlock()
+	if f != nil {
+		f.party.join(r.Workload)
+	}
+}
+
 // start begins a flight; c.mu is held.
 func (c *Cache) start(k *keys, r *Request, limit time.Duration) *flight {
-	f := &flight{key: k.flight, short: limit < flightTime, done: make(chan struct{})}
+	f := &flight{key: k.flight, short: limit < flightTime, lasts: r.Query.Family == imds.Identity, done: make(chan struct{})}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
 	f.party.join(r.Workload)
 	c.flights[f.key] = f
+	c.all[f] = struct{}{}
 	c.run.Add(1)
 	go c.fly(f, *k, shared(*r), limit)
 	return f
@@ -116,8 +132,8 @@ func (c *Cache) fly(f *flight, k keys, r Request, limit time.Duration) {
 			f.err = ErrProtocol
 		}
 	}()
-	late := time.AfterFunc(limit, func() { f.cancel(ErrTimeout) })
-	defer late.Stop()
+	f.party.clock(limit, func() { f.cancel(ErrTimeout) })
+	defer f.party.stop()
 	begun := time.Now()
 	r.party = &f.party
 	a, err := c.Source.Answer(f.ctx, r)
@@ -130,60 +146,20 @@ func (c *Cache) fly(f *flight, k keys, r Request, limit time.Duration) {
 		c.keep(&k, &r, f.entry)
 	default:
 		f.err = err
-		if f.ctx.Err() == nil || errors.Is(err, ErrTimeout) {
+		switch {
+		case isOwn(err) || f.party.turnless():
+			c.unclaim(&k) // nobody has asked the service
+		case f.ctx.Err() == nil || errors.Is(err, ErrTimeout):
 			c.failed(&k)
 		}
 	}
-}
-
-// load reads an answer into memory. If it is too large for that, it is given
-// back, to be read on.
-func (c *Cache) load(a *Answer, begun time.Time) (*entry, *Answer, error) {
-	limit := c.maxBody()
-	if a.Size > limit {
-		return nil, a, nil
-	}
-	var buf bytes.Buffer
-	buf.Grow(int(max(a.Size, 0)) + bytes.MinRead)
-	_, err := buf.ReadFrom(io.LimitReader(a.Body, limit+1))
-	body := buf.Bytes()
-	if err == nil && int64(len(body)) > limit {
-		rest := *a
-		rest.Body = &resumed{read: body, Closer: a.Body, rest: a.Body}
-		return nil, &rest, nil
-	}
-	if cerr := a.Body.Close(); err == nil {
-		err = cerr
-	}
-	switch {
-	case err != nil:
-		return nil, nil, err
-	case a.Size >= 0 && int64(len(body)) != a.Size:
-		return nil, nil, ErrProtocol
-	}
-	return &entry{status: a.Status, header: a.Header.Clone(), body: bytes.Clone(body), at: begun}, nil, nil
-}
-
-// resumed is a body of which a part was read already.
-type resumed struct {
-	read []byte
-	rest io.Reader
-	io.Closer
-}
-
-func (b *resumed) Read(p []byte) (int, error) {
-	if len(b.read) > 0 {
-		n := copy(p, b.read)
-		b.read = b.read[n:]
-		return n, nil
-	}
-	return b.rest.Read(p)
 }
 
 // land ends a flight: who comes now begins another.
 func (c *Cache) land(f *flight) {
 	c.mu.Lock()
 	f.over, f.behind = true, false
+	delete(c.all, f)
 	end := c.settle(f)
 	close(f.done)
 	c.mu.Unlock()
@@ -209,7 +185,9 @@ func (c *Cache) wait(ctx context.Context, f *flight, k *keys, r *Request, led bo
 		c.leave(f, false)
 		return nil, context.Cause(ctx)
 	case <-long:
-		c.failed(k)
+		if !f.party.turnless() {
+			c.failed(k)
+		}
 		if e, left := c.alive(k); e != nil {
 			c.leave(f, true)
 			return e.worded(left, Stale), nil
@@ -241,31 +219,13 @@ func (c *Cache) result(ctx context.Context, f *flight, k *keys, r *Request, led 
 		return nil, f.err
 	case f.entry != nil && led:
 		return f.entry.asItCame(""), nil
-	case f.entry != nil:
+	case f.entry != nil && plain(f.entry.header):
 		return f.entry.asItCame(Flight), nil
 	case large != nil:
 		return large, nil
 	default:
-		return c.Source.Answer(ctx, *r) // somebody else took it
+		return c.Source.Answer(ctx, *r) // it is somebody else's alone
 	}
-}
-
-// takeLarge makes the one body that cannot be shared its taker's, who is the
-// one that can cancel it from then on.
-func (c *Cache) takeLarge(ctx context.Context, f *flight) *Answer {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if f.large == nil {
-		return nil
-	}
-	a := *f.large
-	f.large, f.taken = nil, true
-	stop := context.AfterFunc(ctx, func() { f.cancel(context.Cause(ctx)) })
-	a.Body = &closer{ReadCloser: a.Body, then: func() {
-		stop()
-		f.cancel(context.Canceled)
-	}}
-	return &a
 }
 
 // leave is the end of a waiter's part, who may want the call to go on for those
@@ -273,7 +233,7 @@ func (c *Cache) takeLarge(ctx context.Context, f *flight) *Answer {
 func (c *Cache) leave(f *flight, goOn bool) {
 	c.mu.Lock()
 	f.waiters--
-	f.behind = (f.behind || goOn) && !f.over
+	f.behind = (f.behind || goOn || f.lasts && f.party.hasBegun()) && !f.over
 	end := c.settle(f)
 	c.mu.Unlock()
 	end()

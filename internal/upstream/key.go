@@ -3,6 +3,7 @@ package upstream
 import (
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -58,7 +59,7 @@ var fixed = map[string]bool{
 // keysOf reports false for a request that is handed on as it is, by itself.
 func (c *Cache) keysOf(r *Request) (keys, bool) {
 	l, ok := c.lifeOf(&r.Query)
-	if !ok || r.Query.Method != http.MethodGet || len(r.Body) > 0 {
+	if !ok || r.Query.Method != http.MethodGet || len(r.Body) > 0 || !usual(r) {
 		return keys{}, false
 	}
 	k := keys{life: l}
@@ -71,7 +72,47 @@ func (c *Cache) keysOf(r *Request) (keys, bool) {
 	if k.flight = k.slot; k.bypass {
 		k.flight = string(appendKey(buf[:0], r, -1))
 	}
+	if r.Query.Action == imds.EventsRead {
+		after := "#" + strconv.FormatUint(c.approvals.Load(), 10)
+		k.slot, k.flight = k.slot+after, k.flight+after
+	}
 	return k, true
+}
+
+// usual reports whether the headers that would be in the key are among the few
+// that clients send: whoever could have an answer kept under as many keys as it
+// likes would push out those of others.
+func usual(r *Request) bool {
+	names := sent(r.Query.Action)
+	for _, name := range names {
+		if len(r.Header[name]) > 1 {
+			return false
+		}
+	}
+	return len(r.Header.Get("Metadata")) <= len("true") && (len(names) == 1 || usualAccept(r.Header.Get("Accept")))
+}
+
+// usualAccept is for nothing, or each of three types once at most, in any order.
+func usualAccept(v string) bool {
+	if v == "" {
+		return true
+	}
+	var seen []string
+	for i, part := range strings.SplitN(v, ",", 4) {
+		if i > 0 {
+			part = strings.TrimPrefix(part, " ")
+		}
+		switch part {
+		case "*/*", "application/json", "text/plain":
+		default:
+			return false
+		}
+		if slices.Contains(seen, part) {
+			return false
+		}
+		seen = append(seen, part)
+	}
+	return true
 }
 
 // appendKey writes what the answer depends on, each part with its length before

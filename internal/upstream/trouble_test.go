@@ -160,9 +160,10 @@ func TestWhatIsNoFailure(t *testing.T) {
 	}
 }
 
-// A caller that reads slowly holds a place only for a body that is still to come.
+// A caller that reads slowly holds a place only for a body that is still to come
+// and too large for memory, and for half a minute at most.
 func TestPlaceIsHeldUntilTheBodyIsOver(t *testing.T) {
-	long := strings.Repeat("x", 100<<10)
+	long, huge := strings.Repeat("x", 100<<10), strings.Repeat("x", 300<<10)
 	for name, tc := range map[string]struct {
 		body string
 		size int64
@@ -170,10 +171,13 @@ func TestPlaceIsHeldUntilTheBodyIsOver(t *testing.T) {
 		held bool
 	}{
 		"short":         {"{}", 2, func(io.ReadCloser) {}, false},
-		"long":          {long, int64(len(long)), func(io.ReadCloser) {}, true},
-		"unknown":       {"{}", -1, func(io.ReadCloser) {}, true},
-		"unknown_read":  {"{}", -1, func(b io.ReadCloser) { io.Copy(io.Discard, b) }, false},
-		"unknown_close": {"{}", -1, func(b io.ReadCloser) { b.Close(); b.Close() }, false},
+		"long":          {long, int64(len(long)), func(io.ReadCloser) {}, false},
+		"unknown":       {"{}", -1, func(io.ReadCloser) {}, false},
+		"huge":          {huge, int64(len(huge)), func(io.ReadCloser) {}, true},
+		"huge_unknown":  {huge, -1, func(io.ReadCloser) {}, true},
+		"huge_read":     {huge, -1, func(b io.ReadCloser) { io.Copy(io.Discard, b) }, false},
+		"huge_close":    {huge, -1, func(b io.ReadCloser) { b.Close(); b.Close() }, false},
+		"huge_too_slow": {huge, -1, func(io.ReadCloser) { time.Sleep(30 * time.Second) }, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -187,9 +191,17 @@ func TestPlaceIsHeldUntilTheBodyIsOver(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
+				defer a.Body.Close()
 				tc.end(a.Body)
-				if _, err := b.Answer(t.Context(), instance()); errors.Is(err, upstream.ErrBusy) != tc.held {
+				next, err := b.Answer(t.Context(), instance())
+				if errors.Is(err, upstream.ErrBusy) != tc.held {
 					t.Errorf("got %v, want a place: %v", err, !tc.held)
+				}
+				if err == nil {
+					body, err := io.ReadAll(next.Body)
+					if next.Body.Close(); err != nil || string(body) != tc.body {
+						t.Errorf("got %d bytes, %v, want %d", len(body), err, len(tc.body))
+					}
 				}
 			})
 		})
