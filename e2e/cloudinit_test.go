@@ -134,7 +134,7 @@ func TestCloudInit(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			// Its request ids come to the service only if its answers are its own.
-			b := start(t, setup{policy: c.policy, instance: c.instance, sim: append(c.sim, "--limits", "off"), proxy: []string{"--cache=off"}, containers: []string{"boot"}})
+			b := start(t, setup{policy: c.policy, instance: c.instance, sim: append(c.sim, "--limits", "off"), proxy: []string{"--cache=off", "--budget=off"}, containers: []string{"boot"}})
 			ci := &cloudInit{ns: b.containers["boot"].NS}
 			status, body := ci.metadata(t)
 			if status != http.StatusOK || !slices.Equal(ci.statuses, c.want) {

@@ -3,16 +3,12 @@
 package main
 
 import (
-	"context"
-	"net/http"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
 
-	"imdsgate/internal/policy"
 	"imdsgate/internal/upstream"
-	"imdsgate/internal/workload"
 )
 
 // answerFlags say what stands between the gate and the metadata service.
@@ -45,8 +41,8 @@ func (f *answerFlags) source(client upstream.Source) (upstream.Source, func(), e
 	}
 	switch f.cache {
 	case "on":
-		if f.cacheMiB < 1 || f.cacheMiB > 1<<20 {
-			return nil, nil, usageError("--cache-size: want 1 MiB at least")
+		if f.cacheMiB < 2 || f.cacheMiB > 1<<20 {
+			return nil, nil, usageError("--cache-size: want 2 to 1048576 MiB")
 		}
 		c := &upstream.Cache{Source: s, MaxBytes: int64(f.cacheMiB) << 20}
 		s, end, f.kept = c, c.Close, c
@@ -60,23 +56,13 @@ func (f *answerFlags) source(client upstream.Source) (upstream.Source, func(), e
 	return s, end, nil
 }
 
-// fetchAhead fetches the usual tokens of a workload that has appeared, within the
-// budget, as if it had asked. What fails is asked for again when it asks.
-func (f *answerFlags) fetchAhead(ctx context.Context, v *policy.View, id workload.ID) {
-	var requests []upstream.Request
-	for _, q := range v.Usual() {
-		requests = append(requests, upstream.Request{Query: q, Header: http.Header{"Metadata": {"true"}}, Workload: id})
-	}
-	_ = f.kept.Prefetch(ctx, requests)
-}
-
 // parseBudget reads "general=3,identity=16,concurrent=4", or a part of it.
 func parseBudget(text string, b *upstream.Budget) error {
 	for part := range strings.SplitSeq(text, ",") {
 		name, value, _ := strings.Cut(part, "=")
 		n, err := strconv.ParseFloat(value, 64)
-		if err != nil || !(n > 0 && n <= 1e6) {
-			return withHint(usageError("--budget %q: want a number above 0", part), "as in --budget general=3,identity=16,concurrent=4, or off")
+		if err != nil || !(n >= 0.01 && n <= 1e6) { // beyond that times overflow
+			return withHint(usageError("--budget %q: want NAME=NUMBER, from 0.01 to 1000000", part), "as in --budget general=3,identity=16,concurrent=4, or off")
 		}
 		switch name {
 		case "general":

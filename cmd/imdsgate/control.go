@@ -38,7 +38,6 @@ func (c *control) start(ctx context.Context) error {
 		return nil
 	}
 	if _, err := os.Stat(filepath.Dir(c.path)); err != nil && !c.asked {
-		c.log.Info("no control socket: its folder is not there", "folder", filepath.Dir(c.path))
 		return nil
 	}
 	l, err := status.Listen(c.path)

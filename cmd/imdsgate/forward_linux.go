@@ -35,7 +35,7 @@ The proxy knows its callers by their address only.`
 
 const forwardExample = `  imdsgate forward --to 172.17.0.2 -- my-app --port 8080
   docker run -e ` + addressVariable + ` --cap-add NET_ADMIN IMAGE imdsgate forward -- my-app
-  docker run --network container:web --cap-add NET_ADMIN -v /run/imds:/run/imds IMAGE imdsgate forward --env-file /run/imds/proxy.env
+  docker run --network container:web --cap-add NET_ADMIN -v /run/imds:/run/imds imdsgate forward --env-file /run/imds/proxy.env
   imdsgate forward --to 172.17.0.2 --print nft | nft -f -`
 
 func ownForwardFlags(cmd *cobra.Command, f *forwardFlags) {

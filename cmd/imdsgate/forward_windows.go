@@ -42,7 +42,7 @@ The proxy knows its callers by their address only.
 const forwardExample = `  imdsgate forward --to 172.17.0.2 -- my-app.exe --port 8080
   imdsgate forward --to 172.17.0.2 --dry-run
   docker run -e ` + addressVariable + ` --user ContainerAdministrator IMAGE imdsgate forward -- my-app.exe
-  docker run --network container:web --user ContainerAdministrator IMAGE imdsgate forward --to 172.17.0.2
+  docker run --network container:web --user ContainerAdministrator imdsgate forward --to 172.17.0.2
   imdsgate forward --to 172.17.0.2 --print powershell`
 
 // ours4 is where calls are captured.

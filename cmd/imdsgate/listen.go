@@ -7,13 +7,18 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 )
 
 // listenOn opens what a flag names. An address that can never work is the user's
 // error; example is one that does.
 func listenOn(ctx context.Context, flag, address, example string) (net.Listener, error) {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	network := "tcp"
+	if a, err := netip.ParseAddrPort(address); err == nil && a.Addr().Is4() {
+		network = "tcp4" // 0.0.0.0 is not IPv6 as well
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, network, address)
 	if err == nil {
 		return l, nil
 	}

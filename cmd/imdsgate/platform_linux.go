@@ -9,3 +9,8 @@ const platformLong = ""
 func platformCommands(e *env) []*cobra.Command {
 	return []*cobra.Command{agentCmd(e), demoCmd(e), demoPartCmd(e)}
 }
+
+const rootExample = `  imdsgate demo                 see all of it work, on this machine, in namespaces
+  imdsgate simulate             run a metadata service for laptops and tests
+  imdsgate agent --workloads workloads.yaml
+  imdsgate proxy --agent /run/imdsgate/agent.sock`

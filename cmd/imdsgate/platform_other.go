@@ -8,3 +8,8 @@ import "github.com/spf13/cobra"
 const platformLong = ""
 
 func platformCommands(*env) []*cobra.Command { return nil }
+
+const rootExample = `  imdsgate demo                 see all of it work, on this machine, in namespaces
+  imdsgate simulate             run a metadata service for laptops and tests
+  imdsgate agent --workloads workloads.yaml
+  imdsgate proxy --agent /run/imdsgate/agent.sock`

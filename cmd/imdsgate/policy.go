@@ -136,7 +136,7 @@ func noProxy(what, path string, err error) error {
 	if lost := new(net.OpError); !errors.As(err, &lost) {
 		return err // the proxy itself has said it
 	}
-	return withHint(unsupported("%v", err), fmt.Sprintf("is a proxy running with --control %s (which it does by itself where that folder is there, and its own), on this machine or in this container, as you or with you as root?", path))
+	return withHint(unsupported("%v", err), fmt.Sprintf("is a proxy running with --control %s, on this machine or in this container, as you or with you as root? By itself it opens %s, where that folder is there and its own", path, controlSocket))
 }
 
 func reportFindings(w io.Writer, p *policy.Policy, found []policy.Finding, asJSON bool) error {

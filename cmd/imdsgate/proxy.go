@@ -65,6 +65,8 @@ been no good one everything is denied, and the proxy is not ready.`,
 				return withHint(usageError("--ensure-route is for --listen: with an agent the proxy needs no network"), "leave it out, or add --listen :80")
 			case cmd.Flags().Changed("policy") && f.policy == "":
 				return withHint(usageError("--policy: want a file, got nothing"), "leave it out for the built-in policy")
+			case byHand && f.answers.ahead:
+				return withHint(usageError("--prefetch is for an agent's containers: nobody is announced to --listen"), "leave it out")
 			case byHand && f.listen == "":
 				return usageError("--listen: want an address, like :80")
 			}

@@ -172,7 +172,7 @@ func (t *taken) serve(ctx context.Context, o handover.Offer, l net.Listener) {
 func (t *taken) named(id uint64, w workload.Workload) {
 	t.gate.Directory.Set(id, w)
 	if t.ahead != nil && w.ID != "" {
-		go t.ahead(&w)
+		t.done.Go(func() { t.ahead(&w) }) // ends with the command's context
 	}
 }
 

@@ -49,7 +49,8 @@ A fault is key=value pairs with commas between them:
   down              the host's front answers: 500 in plain text
   gone=60s          410 for a while
   partial           instance data as it is early in a VM's boot
-  token-ttl=30s     how long new tokens live; below 0 they are expired already
+  token-ttl=10m     how long new tokens live; below 0 they are expired already, and
+                    below 5 min the proxy keeps none
 and, to say which requests it is for:
   path=/metadata/identity   this path and all below it
   method=GET

@@ -141,7 +141,7 @@ func TestSimulateRefuses(t *testing.T) {
 		code int
 		want []string // in stderr
 	}{
-		{"port in use", []string{"--listen", port}, exitFailure, []string{"imdsgate: --listen: listen tcp " + port + ": ", "in use\n", "or try a free one: --listen 127.0.0.1:0\n"}},
+		{"port in use", []string{"--listen", port}, exitFailure, []string{"imdsgate: --listen: listen tcp4 " + port + ": ", "in use\n", "or try a free one: --listen 127.0.0.1:0\n"}},
 		{"management port in use", []string{"--listen", "127.0.0.1:0", "--manage", port}, exitFailure, []string{"--manage: ", "or try a free one: --manage 127.0.0.1:0\n"}},
 		{"no port", []string{"--listen", "127.0.0.1"}, exitUsage, []string{"--listen: ", "missing port", "hint: give address and port"}},
 		{"port too large", []string{"--listen", "127.0.0.1:99999"}, exitUsage, []string{"--listen: ", "invalid port", "hint: give address and port"}},

@@ -83,6 +83,11 @@ func partNames() (names []string) {
 func TestBench(t *testing.T) {
 	testnet.Require(t, testnet.Namespaces, testnet.Root, testnet.BPF,
 		testnet.Command("wrk"), testnet.Command("nginx"), testnet.Command("haproxy"), testnet.Command("socat"))
+	for name := range strings.SplitSeq(*only, ",") {
+		if *only != "" && !slices.Contains(partNames(), name) {
+			t.Fatalf("-only %q: no such part: want of %s", name, strings.Join(partNames(), ", "))
+		}
+	}
 	b := &bench{plan: planned(), report: report{Header: describe()}}
 	b.report.Header.Rounds, b.report.Header.Seconds = b.plan.rounds, b.plan.each.Seconds()
 	b.build(t)
@@ -94,7 +99,7 @@ func TestBench(t *testing.T) {
 	if !*full {
 		b.complete(t)
 	}
-	if *out != "" {
+	if *out != "" && !t.Failed() {
 		text, err := json.MarshalIndent(b.report, "", "  ")
 		if err != nil {
 			t.Fatal(err)
