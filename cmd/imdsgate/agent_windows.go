@@ -114,7 +114,7 @@ func runAgent(e *env, f agentFlags) error {
 		if err := fw.Undo(e.ctx); err != nil {
 			return agentError(err)
 		}
-		_, err := fmt.Fprintln(e.stdout, "agent: everything is taken back")
+		_, err := fmt.Fprintln(e.stdout, "agent: side-cars and policies are removed; forwards were told to end")
 		return err
 	}
 	if _, err := fw.Clients.Look(e.ctx); err != nil { // no engine, no agent
@@ -167,6 +167,12 @@ func agentError(err error) error {
 		return nil
 	case errors.Is(err, errors.ErrUnsupported):
 		return withHint(unsupported("agent: %v", err), "HNS comes with the feature Containers; --by exec or sidecar with --guard off do without")
+	case errors.Is(err, agent.ErrNoAddress):
+		return withHint(fmt.Errorf("agent: %w", err), "connect it to its network again and repeat this, or remove the container: its policies go with it")
+	case errors.Is(err, redirect.ErrNoEffect):
+		return withHint(fmt.Errorf("agent: %w", err), "'hnsdiag list endpoints -df' shows what HNS has; it may not know this policy, or this type of rule on this kind of network")
+	case errors.Is(err, redirect.ErrNoEndpoint), errors.Is(err, redirect.ErrEndpoints):
+		return withHint(fmt.Errorf("agent: %w", err), "'hnsdiag list endpoints -df' shows the endpoints: the address has to be on one, and on no other network of this host")
 	case errors.Is(err, os.ErrPermission), strings.Contains(err.Error(), "Access is denied"):
 		return withHint(unsupported("agent: %v", err), "run it as an administrator")
 	}

@@ -15,6 +15,9 @@ import (
 	"time"
 
 	"github.com/Microsoft/go-winio"
+
+	"imdsgate/internal/agent"
+	"imdsgate/internal/redirect"
 )
 
 // pipeEngine is a Docker engine on a named pipe with a proxy and a client, which
@@ -125,7 +128,7 @@ func TestAgentOnThePipe(t *testing.T) {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 	code, out, errs = called(t, nil, "agent", "--docker", "--engine", host, "--uninstall")
-	if code != exitOK || e.took() != want+", PUT containers/web/archive" {
+	if code != exitOK || e.took() != want+", PUT containers/web/archive" || out != "agent: side-cars and policies are removed; forwards were told to end\n" {
 		t.Errorf("uninstall: got code %d, calls %s, %s%s", code, e.took(), out, errs)
 	}
 }
@@ -143,6 +146,24 @@ func TestAgentRefuses(t *testing.T) {
 	} {
 		if code, _, errs := called(t, nil, append([]string{"agent"}, args...)...); code != exitUsage || !strings.Contains(errs, name) || !strings.Contains(errs, "\nhint: ") {
 			t.Errorf("%q: got code %d: %s", args, code, errs)
+		}
+	}
+}
+
+// TestAgentErrorHints holds that what HNS says is not laid to the engine.
+func TestAgentErrorHints(t *testing.T) {
+	for want, err := range map[string]error{
+		"Docker engine":           errors.New("no such file"),
+		"run it as an admin":      os.ErrPermission,
+		"feature Containers":      errors.ErrUnsupported,
+		"may not know this":       redirect.ErrNoEffect,
+		"the address has to be":   redirect.ErrNoEndpoint,
+		"no other network":        redirect.ErrEndpoints,
+		"connect it to its netwo": agent.ErrNoAddress,
+	} {
+		var h *hintError
+		if got := agentError(fmt.Errorf("client web: %w", err)); !errors.As(got, &h) || !strings.Contains(h.hint, want) {
+			t.Errorf("%v: got %#v, want the hint %q", err, h, want)
 		}
 	}
 }

@@ -15,7 +15,7 @@ import (
 )
 
 type forwardFlags struct {
-	open                 func() (capture, error) // as the platform's own flags say
+	open                 func(context.Context) (capture, error) // as the platform's own flags say
 	to, envFile, endFile string
 	print                string
 	listen               string // Windows alone

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -40,7 +41,7 @@ const forwardExample = `  imdsgate forward --to 172.17.0.2 -- my-app --port 8080
 
 func ownForwardFlags(cmd *cobra.Command, f *forwardFlags) {
 	var force bool
-	f.open = func() (capture, error) { return openCapture(force) }
+	f.open = func(context.Context) (capture, error) { return openCapture(force) }
 	cmd.Flags().BoolVar(&force, "force", false, "start even in the host's network namespace, or beside an agent")
 }
 

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net/netip"
@@ -21,7 +22,7 @@ func ownForwardFlags(_ *cobra.Command, f *forwardFlags) { f.open = openCapture }
 
 func planForward(io.Writer, forwardFlags, netip.AddrPort) error { return errors.ErrUnsupported }
 
-func openCapture() (capture, error) {
+func openCapture(context.Context) (capture, error) {
 	return nil, withHint(unsupported("forward: not there for this platform yet"), "'imdsgate forward --print netsh' prints commands that do the same")
 }
 

@@ -30,7 +30,7 @@ const (
 
 // forwarder captures, relays, and follows the target.
 type forwarder struct {
-	open   func() (capture, error)
+	open   func(context.Context) (capture, error)
 	target *target
 	relay  relay.Relay
 	log    *slog.Logger
@@ -41,8 +41,12 @@ type forwarder struct {
 // Run forwards until ctx is cancelled, calls ready once it does, and leaves
 // nothing behind. An error is one of the start, or of cleaning up.
 func (f *forwarder) Run(ctx context.Context, ready func()) error {
-	c, err := f.open()
-	if err != nil {
+	c, err := f.open(ctx)
+	switch {
+	case err != nil && ctx.Err() != nil: // it was to end before it had begun
+		f.log.Warn("capture cannot be made", "error", err)
+		return nil
+	case err != nil:
 		return captureOwnError(err)
 	}
 	f.relay.Dial = f.dial
@@ -69,7 +73,7 @@ func (f *forwarder) Run(ctx context.Context, ready func()) error {
 // reopen tries until it succeeds. It returns nil if ctx is cancelled before.
 func (f *forwarder) reopen(ctx context.Context) capture {
 	for {
-		c, err := f.open()
+		c, err := f.open(ctx)
 		if err == nil {
 			f.log.Info("forwarding again", "to", f.target.now().addr.String())
 			return c

@@ -120,7 +120,7 @@ func TestForwarder(t *testing.T) {
 	log := &lines{more: make(chan struct{})}
 	fail := errors.New("not now")
 	results := []error{nil, fail, nil}
-	f := &forwarder{target: tgt, log: slog.New(slog.NewTextHandler(log, nil)), relay: relay.Relay{}, open: func() (capture, error) {
+	f := &forwarder{target: tgt, log: slog.New(slog.NewTextHandler(log, nil)), relay: relay.Relay{}, open: func(context.Context) (capture, error) {
 		err := results[0]
 		results = results[1:]
 		if err != nil {
@@ -176,6 +176,20 @@ func TestForwarder(t *testing.T) {
 	<-c.detached
 	if strings.Count(log.text, "the last one stays") != 1 {
 		t.Errorf("the bad line was not reported once:\n%s", log.text)
+	}
+}
+
+// TestForwarderEndsBeforeItBegins is cancelled while it waits for its capture.
+func TestForwarderEndsBeforeItBegins(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	log := &lines{more: make(chan struct{})}
+	f := &forwarder{log: slog.New(slog.NewTextHandler(log, nil)), open: func(ctx context.Context) (capture, error) {
+		cancel()
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}}
+	if err := f.Run(ctx, func() { t.Error("it is ready") }); err != nil {
+		t.Error(err)
 	}
 }
 

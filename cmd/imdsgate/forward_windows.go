@@ -49,7 +49,7 @@ const forwardExample = `  imdsgate forward --to 172.17.0.2 -- my-app.exe --port 
 var ours4 = netip.MustParseAddrPort("169.254.169.254:80")
 
 func ownForwardFlags(cmd *cobra.Command, f *forwardFlags) {
-	f.open = func() (capture, error) { return openCapture(f.listen) }
+	f.open = func(ctx context.Context) (capture, error) { return openCapture(ctx, f.listen) }
 	fl := cmd.Flags()
 	fl.BoolVar(&f.dryRun, "dry-run", false, "look, and print what would be done; change nothing")
 	fl.StringVar(&f.listen, "listen", "", "listen on this address only and add none: for an HNS policy that leads calls there (L4WFPPROXY)")
@@ -86,9 +86,9 @@ type ownAddress struct {
 	l     net.Listener
 }
 
-// openCapture captures in the compartment that this process is in.
-func openCapture(listen string) (capture, error) {
-	ctx := context.Background() // each wait below has its limit
+// openCapture captures in the compartment that this process is in. It gives up when
+// ctx is cancelled.
+func openCapture(ctx context.Context, listen string) (capture, error) {
 	if listen != "" {
 		l, err := listenAlone(ctx, listen)
 		if err != nil {

@@ -31,6 +31,7 @@ func TestForwardsWithAnEngine(t *testing.T) {
 	}
 	client("inside", "way=exec")
 	client("beside", "way=sidecar")
+	client(unled, "way=none")
 	var all []*agent.Forwards
 	log := new(sharedLog)
 	for _, by := range []agent.By{agent.ByExec, agent.BySidecar} {
@@ -43,12 +44,16 @@ func TestForwardsWithAnEngine(t *testing.T) {
 	wantAnswers := func(names ...string) {
 		t.Helper()
 		for _, name := range names {
-			b.eventually(t, isInstance, append([]string{"docker", "exec", name}, askInstance...)...)
+			b.wantLed(t, name)
 		}
 	}
 	wantAnswers("inside", "beside")
 	client("later", "way=sidecar")
 	wantAnswers("later")
+	b.wantNotLed(t)
+	if strings.Contains(log.String(), "side-car removed") {
+		t.Errorf("an agent took another's side-car for an orphan:\n%s", log)
+	}
 
 	// The proxy comes back under another address, and a client goes.
 	b.run(t, "docker", "rm", "--force", "imds-proxy")
@@ -57,11 +62,14 @@ func TestForwardsWithAnEngine(t *testing.T) {
 		t.Fatalf("the proxy came back at %v: this would prove nothing", first)
 	}
 	wantAnswers("inside", "beside", "later")
+	b.wantNotLed(t)
 	b.run(t, "docker", "rm", "--force", "later")
 	b.eventually(t, func(list string) bool { return strings.Count(list, "side") == 1 }, "docker", "ps", "--all", "--format", "{{.Image}}")
 
 	// An agent that comes anew finds what is there; then all is taken back.
+	// One client has started again meanwhile: its side-car is in the network from before.
 	stop()
+	b.run(t, "docker", "restart", "--time", "0", "beside")
 	stop = b.keep(t, all)
 	wantAnswers("inside", "beside")
 	stop()
@@ -74,6 +82,38 @@ func TestForwardsWithAnEngine(t *testing.T) {
 	b.eventually(t, func(top string) bool { return !strings.Contains(top, "forward") }, "docker", "top", "inside", "-eo", "pid,args")
 	if t.Failed() {
 		t.Log(log.String())
+	}
+}
+
+// unled is a client that no agent leads. The simulator answers it too: so an answer
+// alone says nothing, and only what the proxy has recorded counts.
+const unled = "unled"
+
+// recorded counts what the proxy has recorded of a client.
+func (b *byHand) recorded(t *testing.T, client string) int {
+	t.Helper()
+	addr := strings.TrimSpace(b.run(t, "docker", "inspect", "--format", "{{.NetworkSettings.Networks.bridge.IPAddress}}", client))
+	if addr == "" {
+		t.Fatalf("%s has no address", client)
+	}
+	return strings.Count(b.run(t, "docker", "logs", "imds-proxy"), `"address:`+addr+`"`)
+}
+
+// wantLed calls until an answer comes of a call that the proxy has recorded.
+func (b *byHand) wantLed(t *testing.T, client string) {
+	t.Helper()
+	before := b.recorded(t, client)
+	b.eventually(t, func(answer string) bool { return isInstance(answer) && b.recorded(t, client) > before },
+		append([]string{"docker", "exec", client}, askInstance...)...)
+}
+
+// wantNotLed is the control: the client without an agent is answered, and by others.
+func (b *byHand) wantNotLed(t *testing.T) {
+	t.Helper()
+	b.eventually(t, isInstance, append([]string{"docker", "exec", unled}, askInstance...)...)
+	b.wantLed(t, "inside") // what the proxy records later is there: so is what was before
+	if n := b.recorded(t, unled); n != 0 {
+		t.Errorf("the proxy has recorded %d calls of a client that nobody leads", n)
 	}
 }
 

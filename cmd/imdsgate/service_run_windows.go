@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/windows"
 	"golang.org/x/sys/windows/svc"
 	"golang.org/x/sys/windows/svc/eventlog"
+	"golang.org/x/sys/windows/svc/mgr"
 )
 
 func serviceRunCmd(e *env) *cobra.Command {
@@ -92,6 +93,20 @@ func (s *service) Execute(_ []string, requests <-chan svc.ChangeRequest, states 
 	}
 }
 
+// alsoAfterErrors has the recovery actions taken for a service that reports that it
+// stops with an error, as ours does, and not only for a process that dies
+// (SERVICE_FAILURE_ACTIONS_FLAG); and reads that back.
+func alsoAfterErrors(s *mgr.Service) error {
+	if err := s.SetRecoveryActionsOnNonCrashFailures(true); err != nil {
+		return err
+	}
+	on, err := s.RecoveryActionsOnNonCrashFailures()
+	if err == nil && !on {
+		err = errors.New("read back: it is off")
+	}
+	return err
+}
+
 // output is where a service's words go.
 func (f *serviceFlags) output() (io.WriteCloser, error) {
 	if f.log == "" {
@@ -111,8 +126,16 @@ func (f *serviceFlags) output() (io.WriteCloser, error) {
 // eventLines writes each line into the event log.
 type eventLines struct {
 	mu   sync.Mutex
-	log  *eventlog.Log
+	log  events
 	rest []byte
+}
+
+// events are *eventlog.Log.
+type events interface {
+	Error(id uint32, text string) error
+	Warning(id uint32, text string) error
+	Info(id uint32, text string) error
+	Close() error
 }
 
 // eventID is one that EventCreate.exe's messages have: any text.
@@ -127,24 +150,34 @@ func (w *eventLines) Write(b []byte) (int, error) {
 		if !ok {
 			return len(b), nil
 		}
-		text := string(line)
 		w.rest = rest
-		var err error
-		switch {
-		case strings.HasPrefix(text, "imdsgate: "), strings.Contains(text, "level=ERROR"):
-			err = w.log.Error(eventID, text)
-		case strings.Contains(text, "level=WARN"):
-			err = w.log.Warning(eventID, text)
-		default:
-			err = w.log.Info(eventID, text)
-		}
-		if err != nil {
+		if err := w.say(string(line)); err != nil {
 			return len(b), err
 		}
 	}
 }
 
-func (w *eventLines) Close() error { return w.log.Close() }
+func (w *eventLines) say(text string) error {
+	switch {
+	case strings.HasPrefix(text, "imdsgate: "), strings.Contains(text, "level=ERROR"):
+		return w.log.Error(eventID, text)
+	case strings.Contains(text, "level=WARN"):
+		return w.log.Warning(eventID, text)
+	}
+	return w.log.Info(eventID, text)
+}
+
+// Close says what has no end of line yet, and closes the log.
+func (w *eventLines) Close() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var err error
+	if len(w.rest) > 0 {
+		err = w.say(string(w.rest))
+		w.rest = nil
+	}
+	return errors.Join(err, w.log.Close())
+}
 
 // ptr is the address of a buffer that the system fills.
 func ptr(b []byte) unsafe.Pointer { return unsafe.Pointer(unsafe.SliceData(b)) }

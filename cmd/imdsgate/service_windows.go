@@ -107,7 +107,7 @@ func installService(e *env, f serviceFlags, args []string) error {
 		return serviceError(fmt.Errorf("create %s: %w", f.name, err))
 	}
 	defer s.Close()
-	if err := f.finish(s, line); err != nil {
+	if err := f.finish(e, s, line); err != nil {
 		return serviceError(errors.Join(err, s.Delete()))
 	}
 	fmt.Fprintf(e.stdout, "service %s: installed\n", f.name)
@@ -127,7 +127,8 @@ func (f *serviceFlags) plan(line []string) []string {
 	steps := []string{
 		fmt.Sprintf("create service %s, started automatically and again after a failure: %s", f.name, quoted),
 		"have done most of this with: sc.exe create " + windows.EscapeArg(f.name) + " start= auto binPath= " + windows.EscapeArg(quoted),
-		"register the source " + f.name + " in the event log, and read both back",
+		"have it started again when it ends with an error too: sc.exe failureflag " + windows.EscapeArg(f.name) + " 1",
+		"register the source " + f.name + " in the event log, and read all three back",
 	}
 	if f.start {
 		steps = append(steps, "start it, and wait until it runs")
@@ -136,10 +137,16 @@ func (f *serviceFlags) plan(line []string) []string {
 }
 
 // finish sets what creating alone does not, and reads the service back.
-func (f *serviceFlags) finish(s *mgr.Service, line []string) error {
+func (f *serviceFlags) finish(e *env, s *mgr.Service, line []string) error {
 	again := []mgr.RecoveryAction{{Type: mgr.ServiceRestart, Delay: time.Second}, {Type: mgr.ServiceRestart, Delay: 10 * time.Second}, {Type: mgr.ServiceRestart, Delay: time.Minute}}
 	if err := s.SetRecoveryActions(again, 24*60*60); err != nil {
 		return fmt.Errorf("recovery actions: %w", err)
+	}
+	err := alsoAfterErrors(s)
+	if errors.Is(err, windows.ERROR_INVALID_LEVEL) { // Wine 8; no Windows that has containers
+		fmt.Fprintf(e.stderr, "service %s: this system has no failureflag: it starts it again after a crash, not when it ends with an error\n", f.name)
+	} else if err != nil {
+		return fmt.Errorf("recovery flag: %w", err)
 	}
 	if err := eventlog.InstallAsEventCreate(f.name, eventlog.Error|eventlog.Warning|eventlog.Info); err != nil && !strings.Contains(err.Error(), "already exists") {
 		return fmt.Errorf("event log: %w", err)

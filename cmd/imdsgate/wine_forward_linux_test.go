@@ -94,6 +94,7 @@ func (w *windows) dryRuns(t *testing.T) {
 		{"route", []string{"proxy", "--listen", ":80", "--ensure-route", "--dry-run"},
 			"would add route to 169.254.169.254 via 172.30.1.1 dev eth0, active store only"},
 		{"service", []string{"service", "install", "--dry-run", "--start", "--", "proxy", "--listen", ":80"}, "would create service imdsgate, started automatically"},
+		{"service_after_an_error", []string{"service", "install", "--dry-run", "--", "proxy", "--listen", ":80"}, "sc.exe failureflag imdsgate 1"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			code, out := w.run(t, tc.args...)
@@ -312,7 +313,7 @@ func (w *windows) serves(t *testing.T) {
 		"a file":    {"--log", w.Wine.Path(filepath.Join(w.Wine.Dir(), "service.log"))},
 	} {
 		args := append([]string{"service", "install", "--start"}, extra...)
-		if code, out := w.run(t, append(args, "--", "forward", "--to", w.first.Addr4.String())...); code != exitOK || !strings.HasSuffix(out, "service imdsgate: running") {
+		if code, out := w.run(t, append(args, "--", "forward", "--to", w.first.Addr4.String())...); code != exitOK || !strings.HasSuffix(out, "service imdsgate: running") || !strings.Contains(out, "has no failureflag") { // Wine 8
 			t.Fatalf("%s: got code %d: %s", name, code, out)
 		}
 		if body := curl(t, w.client, "-H", "Metadata: true", instanceURL); !isInstance(body) {

@@ -2,10 +2,10 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"imdsgate/internal/discover"
@@ -39,7 +39,7 @@ type hands interface {
 
 // policies are *redirect.Endpoints.
 type policies interface {
-	Apply(netip.Addr, []redirect.Policy) (added bool, err error)
+	Apply(netip.Addr, []redirect.Policy) (changed bool, err error)
 	Remove(netip.Addr, []redirect.Policy) error
 }
 
@@ -66,12 +66,11 @@ type Forwards struct {
 
 // given is what a client was given, as far as this process knows.
 type given struct {
-	exec     string            // of its forward
-	next     time.Time         // not before is another one started
-	told     netip.Addr        // the proxy's address
-	policies []redirect.Policy // at addr
-	addr     netip.Addr
-	why      string // that was logged last
+	exec string     // of its forward
+	next time.Time  // not before is another one started
+	told netip.Addr // the proxy's address, that its forward knows
+	addr netip.Addr // the address that policies were given to
+	why  string     // that was logged last
 }
 
 // The files in Folder.
@@ -182,25 +181,29 @@ func (f *Forwards) wanted(c discover.Client) (ps []redirect.Policy) {
 	return ps
 }
 
-// setPolicies applies what is wanted, after what is not any more is gone: the
-// proxy's address is part of one of them.
+// setPolicies sees that a client has the policies that are wanted. The guard is the
+// same at each look, and stays. Where the client is led by another of its addresses
+// now, the one before is cleared afterwards; if it is not the client's any more, its
+// endpoint is gone, or another container's.
 func (f *Forwards) setPolicies(c discover.Client, g *given) error {
 	want := f.wanted(c)
 	if len(want) == 0 {
 		return nil
 	}
-	if g.policies != nil && (g.addr != c.Addr || g.told != c.Proxy) {
-		if err := f.HNS.Remove(g.addr, g.policies); err != nil {
-			return err
-		}
-		g.policies = nil
-	}
-	added, err := f.HNS.Apply(c.Addr, want)
-	g.policies, g.addr = want, c.Addr
-	if added {
+	changed, err := f.HNS.Apply(c.Addr, want)
+	if changed {
 		f.Log.Info("policies", "client", c.Name, "endpoint", c.Addr.String(), "policies", len(want))
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	if g.addr != c.Addr && slices.Contains(c.Addrs, g.addr) {
+		if err := f.HNS.Remove(g.addr, want); err != nil {
+			return err
+		}
+	}
+	g.addr = c.Addr
+	return nil
 }
 
 func env(proxy netip.AddrPort) []byte {
@@ -257,6 +260,13 @@ func (f *Forwards) tell(ctx context.Context, c discover.Client, g *given, where 
 
 // sidecar has a forward run beside the client.
 func (f *Forwards) sidecar(ctx context.Context, c discover.Client, g *given) error {
+	if c.SideOld {
+		if err := f.Clients.RemoveSidecar(ctx, c.Sidecar); err != nil {
+			return err
+		}
+		f.Log.Info("side-car removed: its client has started again", "client", c.Name)
+		c.Sidecar = ""
+	}
 	switch {
 	case c.Sidecar == "":
 		_, err := f.Clients.AddSidecar(ctx, c, f.Image, append(append([]string{}, f.Side...), f.arguments()...),
@@ -269,29 +279,4 @@ func (f *Forwards) sidecar(ctx context.Context, c discover.Client, g *given) err
 		return f.Clients.StartSidecar(ctx, c.Sidecar)
 	}
 	return f.tell(ctx, c, g, c.Sidecar)
-}
-
-// Undo takes back what Run has given, also what one before has: policies, side-cars,
-// and forwards, which end by themselves within a second.
-func (f *Forwards) Undo(ctx context.Context) error {
-	s, err := f.Clients.Look(ctx)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, c := range s.Clients {
-		if c.Sidecar != "" {
-			s.Orphans = append(s.Orphans, c.Sidecar)
-		}
-		if f.By == ByExec {
-			errs = append(errs, f.Clients.Put(ctx, c.ID, map[string][]byte{endFile: []byte(time.Now().String())}))
-		}
-		if ps := f.wanted(c); len(ps) > 0 && c.Addr.IsValid() {
-			errs = append(errs, f.HNS.Remove(c.Addr, ps))
-		}
-	}
-	for _, id := range s.Orphans {
-		errs = append(errs, f.Clients.RemoveSidecar(ctx, id))
-	}
-	return errors.Join(errs...)
 }

@@ -43,6 +43,8 @@ func (f *Forwards) planClient(c discover.Client) (lines []string) {
 	case f.By == ByL4Proxy:
 	case c.Sidecar == "":
 		lines = append(lines, fmt.Sprintf("start a side-car of image %s that shares the network of client %s: %v", f.Image, c.Name, append(append([]string{}, f.Side...), f.arguments()...)))
+	case c.SideOld:
+		lines = append(lines, fmt.Sprintf("replace side-car %s of client %s, which has started again since", c.Sidecar, c.Name))
 	default:
 		lines = append(lines, fmt.Sprintf("keep side-car %s of client %s running", c.Sidecar, c.Name))
 	}
@@ -56,8 +58,14 @@ func (f *Forwards) planUndo(c discover.Client) (lines []string) {
 	if f.By == ByExec {
 		lines = append(lines, fmt.Sprintf("put %s into client %s, at which a forward there ends", endFile, c.Name))
 	}
-	for _, p := range f.wanted(c) {
-		lines = append(lines, fmt.Sprintf("remove the policy %s %s from the endpoint of client %s (%v)", p.Type, p.JSON(), c.Name, c.Addr))
+	ps := f.wanted(c)
+	if len(ps) > 0 && len(c.Addrs) == 0 {
+		return append(lines, fmt.Sprintf("fail for client %s: %v", c.Name, ErrNoAddress))
+	}
+	for _, a := range c.Addrs {
+		for _, p := range ps {
+			lines = append(lines, fmt.Sprintf("remove each policy %s for %v from the endpoint of client %s (%v)", p.Type, f.Service, c.Name, a))
+		}
 	}
 	return lines
 }

@@ -92,7 +92,8 @@ func types(ps []redirect.Policy) string {
 }
 
 func seen(proxy string) discover.Client {
-	return discover.Client{ID: "c1", Name: "web", Addr: netip.MustParseAddr("172.20.0.5"), Proxy: netip.MustParseAddr(proxy)}
+	addr := netip.MustParseAddr("172.20.0.5")
+	return discover.Client{ID: "c1", Name: "web", Addrs: []netip.Addr{addr}, Addr: addr, Proxy: netip.MustParseAddr(proxy)}
 }
 
 func newForwards(by By, guard string, cs ...discover.Client) (*Forwards, *helper, *bytes.Buffer) {
@@ -118,16 +119,16 @@ func TestForwards(t *testing.T) {
 			nil, []string{"put c1 proxy.env IMSProxyIpAddress=172.20.0.3:80"}, []string{"put c1 end …"}},
 		{ByExec, "Switch",
 			[]string{"apply 172.20.0.5 ACL", "put c1 proxy.env IMSProxyIpAddress=172.20.0.2:80", "put c1 imdsgate.exe MZ", `exec c1 C:\imdsgate\imdsgate.exe forward --env-file C:\imdsgate\proxy.env --end-file C:\imdsgate\end`},
-			[]string{"apply 172.20.0.5 ACL"}, []string{"unapply 172.20.0.5 ACL", "apply 172.20.0.5 ACL", "put c1 proxy.env IMSProxyIpAddress=172.20.0.3:80"}, []string{"put c1 end …", "unapply 172.20.0.5 ACL"}},
+			[]string{"apply 172.20.0.5 ACL"}, []string{"apply 172.20.0.5 ACL", "put c1 proxy.env IMSProxyIpAddress=172.20.0.3:80"}, []string{"put c1 end …", "unapply 172.20.0.5 ACL"}},
 		{BySidecar, "",
 			[]string{`add c1 img imdsgate.exe forward --env-file C:\imdsgate\proxy.env IMSProxyIpAddress=172.20.0.2:80`},
 			nil, []string{"put side proxy.env IMSProxyIpAddress=172.20.0.3:80"}, []string{"remove side"}},
 		{ByWFPProxy, "",
 			[]string{"apply 172.20.0.5 L4WFPPROXY", `add c1 img imdsgate.exe forward --env-file C:\imdsgate\proxy.env --listen 127.0.0.1:15080 IMSProxyIpAddress=172.20.0.2:80`},
-			[]string{"apply 172.20.0.5 L4WFPPROXY"}, []string{"unapply 172.20.0.5 L4WFPPROXY", "apply 172.20.0.5 L4WFPPROXY", "put side proxy.env IMSProxyIpAddress=172.20.0.3:80"}, []string{"unapply 172.20.0.5 L4WFPPROXY", "remove side"}},
+			[]string{"apply 172.20.0.5 L4WFPPROXY"}, []string{"apply 172.20.0.5 L4WFPPROXY", "put side proxy.env IMSProxyIpAddress=172.20.0.3:80"}, []string{"unapply 172.20.0.5 L4WFPPROXY", "remove side"}},
 		{ByL4Proxy, "Host",
 			[]string{"apply 172.20.0.5 ACL,L4Proxy"},
-			[]string{"apply 172.20.0.5 ACL,L4Proxy"}, []string{"unapply 172.20.0.5 ACL,L4Proxy", "apply 172.20.0.5 ACL,L4Proxy"}, []string{"unapply 172.20.0.5 ACL,L4Proxy"}},
+			[]string{"apply 172.20.0.5 ACL,L4Proxy"}, []string{"apply 172.20.0.5 ACL,L4Proxy"}, []string{"unapply 172.20.0.5 ACL,L4Proxy"}},
 	} {
 		t.Run(string(tc.by)+tc.guard, func(t *testing.T) {
 			f, h, log := newForwards(tc.by, tc.guard, seen("172.20.0.2"))
@@ -226,6 +227,100 @@ func TestGuardBeforeForward(t *testing.T) {
 	}
 }
 
+// TestGuardStays while the forward cannot start, and when the client has moved.
+func TestGuardStays(t *testing.T) {
+	before, now := netip.MustParseAddr("172.20.0.5"), netip.MustParseAddr("172.21.0.5")
+	for _, tc := range []struct {
+		name  string
+		addrs []netip.Addr // of the client, when it is led by another
+		want  []string
+	}{
+		{"the forward cannot start", []netip.Addr{before}, []string{"apply 172.20.0.5 ACL"}},
+		{"the old address is still the client's", []netip.Addr{before, now}, []string{"apply 172.21.0.5 ACL", "unapply 172.20.0.5 ACL"}},
+		{"the old address may be another's", []netip.Addr{now}, []string{"apply 172.21.0.5 ACL"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			f, h, _ := newForwards(BySidecar, "Switch", seen("172.20.0.2"))
+			h.fail["add"] = errors.New("no such image")
+			if err := f.once(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			h.take()
+			c := &h.sight.Clients[0]
+			c.Addrs, c.Addr = tc.addrs, tc.addrs[len(tc.addrs)-1]
+			other := seen("172.20.0.2")
+			other.ID, other.Name = "c2", "other" // has the address where it is not the client's
+			if !slices.Contains(tc.addrs, before) {
+				h.sight.Clients = append(h.sight.Clients, other)
+				tc.want = append(tc.want, "apply 172.20.0.5 ACL")
+			}
+			for range 2 {
+				if err := f.once(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				got := slices.DeleteFunc(h.take(), func(call string) bool { return strings.HasPrefix(call, "add ") })
+				if !slices.Equal(got, tc.want) {
+					t.Errorf("got %q, want %q", got, tc.want)
+				}
+				tc.want = slices.DeleteFunc(tc.want, func(call string) bool { return strings.HasPrefix(call, "unapply") })
+			}
+		})
+	}
+}
+
+// TestUndo holds what is taken back where not everything is as it should be.
+func TestUndo(t *testing.T) {
+	proxyless := seen("172.20.0.2")
+	proxyless.Addr, proxyless.Proxy, proxyless.Why = netip.Addr{}, netip.Addr{}, errors.New("no container with the label")
+	nowhere := proxyless
+	nowhere.Addrs = nil
+	for _, tc := range []struct {
+		name   string
+		by     By
+		guard  string
+		client discover.Client
+		fail   string
+		want   []string
+		err    error
+	}{
+		{"undo without a proxy", ByL4Proxy, "Switch", proxyless, "", []string{"unapply 172.20.0.5 ACL,L4Proxy"}, nil},
+		{"guard and no address", ByExec, "Host", nowhere, "", []string{"put c1 end …"}, ErrNoAddress},
+		{"policy and no address", ByL4Proxy, "", nowhere, "", nil, ErrNoAddress},
+		{"no address and nothing to look for", ByExec, "", nowhere, "", []string{"put c1 end …"}, nil},
+		{"HNS refuses", ByL4Proxy, "", proxyless, "unapply", []string{"unapply 172.20.0.5 L4Proxy"}, errRefused},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			f, h, _ := newForwards(tc.by, tc.guard, tc.client)
+			h.fail[tc.fail] = errRefused
+			if err := f.Undo(t.Context()); !errors.Is(err, tc.err) {
+				t.Errorf("got %v, want %v", err, tc.err)
+			}
+			if got := h.take(); !slices.Equal(got, tc.want) {
+				t.Errorf("got %q, want %q", got, tc.want)
+			}
+			lines, err := f.Plan(t.Context(), true)
+			if err != nil || tc.err == ErrNoAddress && !strings.Contains(strings.Join(lines, "\n"), "fail for client web") {
+				t.Errorf("plan: %v, %q", err, lines)
+			}
+		})
+	}
+}
+
+var errRefused = errors.New("refused")
+
+// TestOldSidecar is replaced: its client has started again.
+func TestOldSidecar(t *testing.T) {
+	c := seen("172.20.0.2")
+	c.Sidecar, c.SideRuns, c.SideOld = "side", true, true
+	f, h, _ := newForwards(BySidecar, "", c)
+	if err := f.once(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.take(); len(got) != 2 || got[0] != "remove side" || !strings.HasPrefix(got[1], "add c1 img ") {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestForwardsPlan(t *testing.T) {
 	waits := discover.Client{ID: "c0", Name: "early", Why: errors.New("no container with the label")}
 	f, h, _ := newForwards(ByWFPProxy, "Switch", waits, seen("172.20.0.2"))
@@ -234,7 +329,7 @@ func TestForwardsPlan(t *testing.T) {
 		false: {"wait for a proxy for client early: no container with the label",
 			`see that the endpoint of client web (172.20.0.5) has the policy ACL {"Protocols":"6",`, `has the policy L4WFPPROXY {"OutboundProxyPort":"15080",`,
 			"start a side-car of image img that shares the network of client web: [imdsgate.exe forward", "lead client web to the proxy at 172.20.0.2:80", "remove side-car left: its client is gone"},
-		true: {"remove the policy ACL {", "from the endpoint of client web (172.20.0.5)", "remove side-car left"},
+		true: {"remove each policy ACL for 169.254.169.254:80 from the endpoint of client web (172.20.0.5)", "remove side-car left"},
 	} {
 		lines, err := f.Plan(t.Context(), undo)
 		if err != nil {

@@ -6,13 +6,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
 )
 
@@ -33,27 +33,36 @@ type Clients struct {
 // Folder is where Put puts files, below Root.
 const Folder = "imdsgate"
 
-// forLabel is on a side-car: whose it is.
-const forLabel = "imdsgate.forward-for"
+// Labels of a side-car.
+const (
+	forLabel   = "imdsgate.forward-for"   // id of its client
+	byLabel    = "imdsgate.forward-by"    // Clients.Label of the agent that made it
+	sinceLabel = "imdsgate.forward-since" // when its client had started
+)
 
 // Client is a running container that has the label.
 type Client struct {
 	ID, Name string
-	Addr     netip.Addr // its own, on the network that it shares with the proxy
-	Proxy    netip.Addr // the proxy's there; the zero value while there is none
-	Why      error      // why there is none
+	Addrs    []netip.Addr // all its own, with a proxy and without
+	Addr     netip.Addr   // the one on the network that it shares with the proxy
+	Proxy    netip.Addr   // the proxy's there; the zero value while there is none
+	Why      error        // why there is none
 
 	Sidecar  string // id of its side-car; empty if it has none
 	SideRuns bool   // the side-car does
+	SideOld  bool   // its client has started again since: it may be in the network from before
+
+	sideSince string // the side-car's sinceLabel
 }
 
 // Sight is what there is at a moment.
 type Sight struct {
 	Clients []Client
-	Orphans []string // ids of side-cars whose client is gone or has the label no more
+	Orphans []string // ids of side-cars whose client is gone or does not run
 }
 
-// Look lists clients and side-cars. The error is the engine's.
+// Look lists clients and this agent's own side-cars: those that were made for the
+// same Label. The error is the engine's.
 func (cs *Clients) Look(ctx context.Context) (Sight, error) {
 	l := cs.locator()
 	c, err := l.connect()
@@ -71,7 +80,13 @@ func (cs *Clients) Look(ctx context.Context) (Sight, error) {
 	for i, s := range list.Items {
 		all[i] = sightingOf(s)
 	}
-	return cs.sight(all), nil
+	s := cs.sight(all)
+	for i := range s.Clients {
+		if err := s.Clients[i].compare(ctx, c); err != nil {
+			return Sight{}, engineFailed(err)
+		}
+	}
+	return s, nil
 }
 
 func (cs *Clients) locator() *Locator { return &Locator{Host: cs.Host, Label: cs.Proxy} }
@@ -80,7 +95,9 @@ func (cs *Clients) sight(all []sighting) (s Sight) {
 	sidecars := make(map[string]sighting)
 	for _, c := range all {
 		if whose, ok := c.labels[forLabel]; ok {
-			sidecars[whose] = c
+			if c.labels[byLabel] == cs.Label { // another agent sees to its own
+				sidecars[whose] = c
+			}
 			continue
 		}
 		if !c.running() || !c.has(cs.Label) || c.has(cs.Proxy) || strings.HasPrefix(c.mode, "container:") {
@@ -91,7 +108,7 @@ func (cs *Clients) sight(all []sighting) (s Sight) {
 	slices.SortFunc(s.Clients, func(a, b Client) int { return strings.Compare(a.ID, b.ID) })
 	for i := range s.Clients {
 		if side, ok := sidecars[s.Clients[i].ID]; ok {
-			s.Clients[i].Sidecar, s.Clients[i].SideRuns = side.id, side.running()
+			s.Clients[i].Sidecar, s.Clients[i].SideRuns, s.Clients[i].sideSince = side.id, side.running(), side.labels[sinceLabel]
 			delete(sidecars, s.Clients[i].ID)
 		}
 	}
@@ -104,6 +121,11 @@ func (cs *Clients) sight(all []sighting) (s Sight) {
 
 func (cs *Clients) client(c sighting, all []sighting) Client {
 	got := Client{ID: c.id, Name: c.name()}
+	for _, network := range slices.Sorted(maps.Keys(c.addrs)) {
+		if a := c.addrs[network]; a.IsValid() {
+			got.Addrs = append(got.Addrs, a)
+		}
+	}
 	l := cs.locator()
 	l.Client = c.id
 	p, err := l.pick(all)
@@ -229,53 +251,6 @@ func (cs *Clients) Ended(ctx context.Context, exec string) (ended bool, code int
 		return err
 	})
 	return ended, code, err
-}
-
-// AddSidecar starts a container that shares a client's network. Its files are there
-// before it starts. It is started again with the engine, and when it ends.
-func (cs *Clients) AddSidecar(ctx context.Context, c Client, image string, argv []string, files map[string][]byte) (id string, err error) {
-	err = cs.call(ctx, func(ctx context.Context, api *client.Client) error {
-		made, err := api.ContainerCreate(ctx, client.ContainerCreateOptions{
-			Config: &container.Config{Image: image, User: cs.User, Cmd: argv[1:], Entrypoint: argv[:1], Labels: map[string]string{forLabel: c.ID}},
-			HostConfig: &container.HostConfig{
-				NetworkMode: container.NetworkMode("container:" + c.ID), CapAdd: cs.Caps, Isolation: container.Isolation(cs.Isolation),
-				RestartPolicy: container.RestartPolicy{Name: container.RestartPolicyUnlessStopped},
-			},
-		})
-		id = made.ID
-		return err
-	})
-	if err != nil {
-		return "", err
-	}
-	if err = cs.Put(ctx, id, files); err == nil {
-		err = cs.StartSidecar(ctx, id)
-	}
-	if err != nil {
-		return "", errors.Join(err, cs.RemoveSidecar(ctx, id))
-	}
-	return id, nil
-}
-
-// StartSidecar starts one that does not run.
-func (cs *Clients) StartSidecar(ctx context.Context, id string) error {
-	return cs.call(ctx, func(ctx context.Context, c *client.Client) error {
-		_, err := c.ContainerStart(ctx, id, client.ContainerStartOptions{})
-		return err
-	})
-}
-
-// RemoveSidecar ends and removes one. That it is gone is no error.
-func (cs *Clients) RemoveSidecar(ctx context.Context, id string) error {
-	return cs.call(ctx, func(ctx context.Context, c *client.Client) error {
-		if _, err := c.ContainerStop(ctx, id, client.ContainerStopOptions{}); err != nil && !errdefs.IsNotFound(err) {
-			return err
-		}
-		if _, err := c.ContainerRemove(ctx, id, client.ContainerRemoveOptions{Force: true}); err != nil && !errdefs.IsNotFound(err) {
-			return err
-		}
-		return nil
-	})
 }
 
 // callTime is for calls that make the engine work.

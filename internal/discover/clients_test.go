@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 // handsEngine plays an engine, at a socket of this platform's kind: lists, events,
@@ -31,6 +32,8 @@ type handsEngine struct {
 	list  []map[string]any
 	calls []string
 	gone  bool // execs and containers are not known
+
+	started string // when every container was
 }
 
 func newHandsEngine(t *testing.T) *handsEngine {
@@ -88,9 +91,12 @@ func (f *handsEngine) change(w http.ResponseWriter, r *http.Request, call string
 	case strings.HasSuffix(call, "/exec"), call == "containers/create":
 		var v map[string]any
 		json.Unmarshal(body, &v)
-		line += " " + asked(v)
+		line += " " + asked(r, v)
 		w.WriteHeader(http.StatusCreated)
 		fmt.Fprint(w, `{"Id":"made"}`)
+	case strings.HasPrefix(call, "containers/") && strings.HasSuffix(call, "/json"):
+		fmt.Fprintf(w, `{"State":{"StartedAt":%q}}`, f.started)
+		return
 	case strings.HasSuffix(call, "/json"):
 		fmt.Fprint(w, `{"ID":"made","Running":false,"ExitCode":7}`)
 	case strings.HasPrefix(call, "containers/") && r.Method == "POST" && !strings.Contains(call, "exec"):
@@ -113,11 +119,11 @@ func packed(b []byte) string {
 }
 
 // asked are the parts of a request that matter here.
-func asked(v map[string]any) string {
+func asked(r *http.Request, v map[string]any) string {
 	host, _ := v["HostConfig"].(map[string]any)
 	s := fmt.Sprint(v["User"], " ", v["Entrypoint"], " ", v["Cmd"])
 	if host != nil {
-		s += fmt.Sprint(" ", v["Image"], " ", v["Labels"], " ", host["NetworkMode"], " ", host["Isolation"])
+		s = r.URL.Query().Get("name") + " " + s + fmt.Sprint(" ", v["Image"], " ", v["Labels"], " ", host["NetworkMode"], " ", host["Isolation"])
 	}
 	return s
 }
@@ -144,6 +150,12 @@ func box(id, name, state, label, address string) map[string]any {
 		"HostConfig": map[string]any{"NetworkMode": "nat"}, "NetworkSettings": map[string]any{"Networks": networks}}
 }
 
+func sidecarOf(id, name, state, client, by, since string) map[string]any {
+	c := box(id, name, state, "", "")
+	c["Labels"] = map[string]string{forLabel: client, byLabel: by, sinceLabel: since}
+	return c
+}
+
 func (f *handsEngine) clients() *Clients {
 	return &Clients{Host: f.host, Label: "imdsgate.enable=true", Proxy: "MSIProxyContainer", Root: `C:\`, User: "ContainerAdministrator", Isolation: "process"}
 }
@@ -158,6 +170,7 @@ func within(t *testing.T) context.Context {
 // engine's socket or named pipe.
 func TestClientsLook(t *testing.T) {
 	f := newHandsEngine(t)
+	const own, start = "imdsgate.enable=true", "2026-01-02T03:04:05.6Z"
 	a, s := strings.Repeat("a", 64), strings.Repeat("5", 64)
 	joins := box("b", "joins", "running", "imdsgate.enable=true", "")
 	joins["HostConfig"] = map[string]any{"NetworkMode": "container:" + a}
@@ -167,24 +180,48 @@ func TestClientsLook(t *testing.T) {
 		box("c", "stopped", "exited", "imdsgate.enable=true", ""),
 		box("d", "opted-out", "running", "imdsgate.enable=false", "172.20.0.6"),
 		box("e", "other", "running", "", "172.20.0.7"),
-		box("5", "side", "exited", forLabel+"="+a, ""),
-		box("6", "orphan", "running", forLabel+"="+strings.Repeat("9", 64), ""),
+		sidecarOf("5", "side", "exited", a, own, start),
+		sidecarOf("6", "orphan", "running", strings.Repeat("9", 64), own, start),
 	}
+	f.started = start
 	got, err := f.clients().Look(within(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(got.Clients) != 1 || !errors.As(got.Clients[0].Why, new(*NotLocatedError)) {
+	if len(got.Clients) != 1 || !errors.As(got.Clients[0].Why, new(*NotLocatedError)) || len(got.Clients[0].Addrs) != 1 {
 		t.Fatalf("without a proxy: got %+v", got)
 	}
 	f.list = append(f.list, box("f", "proxy", "running", "MSIProxyContainer", "172.20.0.2"))
 	if got, err = f.clients().Look(within(t)); err != nil {
 		t.Fatal(err)
 	}
-	want := Sight{Orphans: []string{strings.Repeat("6", 64)}, Clients: []Client{{
-		ID: a, Name: "web", Addr: netip.MustParseAddr("172.20.0.5"), Proxy: netip.MustParseAddr("172.20.0.2"), Sidecar: s}}}
-	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
+	addr := netip.MustParseAddr("172.20.0.5")
+	client := Client{ID: a, Name: "web", Addrs: []netip.Addr{addr}, Addr: addr, Proxy: netip.MustParseAddr("172.20.0.2")}
+	has, old := client, client
+	has.Sidecar, has.SideRuns = s, true
+	old.Sidecar, old.SideRuns, old.SideOld = s, true, true
+	others := f.list
+	for _, tc := range []struct {
+		name string
+		side map[string]any
+		want Sight
+	}{
+		{"own side-car", sidecarOf("5", "side", "running", a, own, start), Sight{Clients: []Client{has}}},
+		{"own side-car, whose client is gone", sidecarOf("5", "side", "running", strings.Repeat("9", 64), own, start), Sight{Clients: []Client{client}, Orphans: []string{s}}},
+		{"own side-car, older than its client", sidecarOf("5", "side", "running", a, own, "2026-01-02T03:04:05.4Z"), Sight{Clients: []Client{old}}},
+		{"another agent's side-car is not ours", sidecarOf("5", "side", "running", a, "team=shop", start), Sight{Clients: []Client{client}}},
+		{"another agent's orphan is not ours", sidecarOf("5", "side", "running", strings.Repeat("9", 64), "team=shop", start), Sight{Clients: []Client{client}}},
+	} {
+		f.list = append(slices.DeleteFunc(slices.Clone(others), func(c map[string]any) bool {
+			return strings.HasPrefix(c["Id"].(string), "5") || strings.HasPrefix(c["Id"].(string), "6")
+		}), tc.side)
+		got, err := f.clients().Look(within(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(tc.want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmpopts.IgnoreUnexported(Client{})); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tc.name, diff)
+		}
 	}
 	p, err := (&Locator{Host: f.host, Label: "MSIProxyContainer"}).Locate(within(t))
 	if err != nil || p.Addr.String() != "172.20.0.2" {
@@ -196,7 +233,8 @@ func TestClientsLook(t *testing.T) {
 func TestClientsHands(t *testing.T) {
 	f := newHandsEngine(t)
 	cs, ctx := f.clients(), within(t)
-	client := Client{ID: "abc"}
+	f.started = "then"
+	client := Client{ID: "0123456789abcdef"}
 	root := filepath.ToSlash(cs.Root) // as the library has it on each platform
 	want := func(what string, err error, calls ...string) {
 		t.Helper()
@@ -212,7 +250,7 @@ func TestClientsHands(t *testing.T) {
 	}
 	f.take()
 	_, err = cs.AddSidecar(ctx, client, "img", []string{"imdsgate.exe", "forward"}, map[string][]byte{"proxy.env": []byte("x")})
-	want("side-car", err, "POST containers/create ContainerAdministrator [imdsgate.exe] [forward] img map[imdsgate.forward-for:abc] container:abc process",
+	want("side-car", err, "POST containers/create imdsgate-forward-0123456789ab ContainerAdministrator [imdsgate.exe] [forward] img map[imdsgate.forward-by:imdsgate.enable=true imdsgate.forward-for:0123456789abcdef imdsgate.forward-since:then] container:0123456789abcdef process",
 		"PUT containers/made/archive "+root+" imdsgate/= imdsgate/proxy.env=x", "POST containers/made/start")
 	want("remove", cs.RemoveSidecar(ctx, "s"), "POST containers/s/stop", "DELETE containers/s")
 	f.gone = true

@@ -89,7 +89,7 @@ func best(t table, to netip.Addr) (entry, error) {
 type hostRoute struct {
 	table
 	to   netip.Addr
-	mine *entry // that we made
+	mine []entry // that we made, the latest last; also those on interfaces that are down, which come back with them
 }
 
 // keep is Ensure, with a clock.
@@ -126,22 +126,24 @@ func (h *hostRoute) ensure() (r Route, put bool, err error) {
 		return Route{}, false, fmt.Errorf("route to %v: %w", h.to, err)
 	}
 	def, err := best(h, h.to)
-	if err != nil && (h.mine != nil || len(there) == 0) {
+	if err != nil && (slices.ContainsFunc(there, h.isMine) || len(there) == 0) {
 		return Route{}, false, fmt.Errorf("route to %v: %w", h.to, err)
 	}
 	want := entry{to: h.prefix(), via: def.via, link: def.link}
-	stands := h.mine != nil && slices.ContainsFunc(there, h.mine.same)
-	switch {
-	case stands && h.mine.same(want):
-		return h.describe(want, true), false, nil
-	case stands:
-		if err := h.remove(); err != nil {
-			return Route{}, false, err
+	others := slices.DeleteFunc(slices.Clone(there), h.isMine)
+	for _, old := range h.mine {
+		if !old.same(want) && slices.ContainsFunc(there, old.same) {
+			if err := h.take(old); err != nil {
+				return Route{}, false, err
+			}
 		}
-	case len(there) > 0: // another's: left alone
-		h.mine = nil
-		r := h.describe(there[0], false)
-		if err == nil && !there[0].same(want) {
+	}
+	switch {
+	case h.isMine(want) && slices.ContainsFunc(there, want.same):
+		return h.describe(want, true), false, nil
+	case len(others) > 0: // another's: left alone
+		r := h.describe(others[0], false)
+		if err == nil && !others[0].same(want) {
 			r.Default = def.via
 		}
 		return r, false, nil
@@ -152,12 +154,14 @@ func (h *hostRoute) ensure() (r Route, put bool, err error) {
 	return h.describe(want, true), true, nil
 }
 
+func (h *hostRoute) isMine(e entry) bool { return slices.ContainsFunc(h.mine, e.same) }
+
 // put adds a route and looks whether it is there.
 func (h *hostRoute) put(want entry) error {
 	if err := h.addRoute(want); err != nil {
 		return err // errExists too: somebody was faster, and the next look will tell who
 	}
-	h.mine = &want
+	h.mine = append(slices.DeleteFunc(h.mine, want.same), want)
 	there, err := h.routes(want.to)
 	if err != nil {
 		return fmt.Errorf("read back: %w", err)
@@ -168,23 +172,28 @@ func (h *hostRoute) put(want entry) error {
 	return nil
 }
 
-// remove takes back what is ours. What is gone already is no error.
+// remove takes back all that is ours. What is gone already is no error.
 func (h *hostRoute) remove() error {
-	if h.mine == nil {
-		return nil
+	var errs []error
+	for _, e := range slices.Clone(h.mine) {
+		errs = append(errs, h.take(e))
 	}
-	mine := *h.mine
-	if err := h.deleteRoute(mine); err != nil && !errors.Is(err, errGone) {
+	return errors.Join(errs...)
+}
+
+// take takes one back, and looks whether it is gone.
+func (h *hostRoute) take(e entry) error {
+	if err := h.deleteRoute(e); err != nil && !errors.Is(err, errGone) {
 		return fmt.Errorf("remove route to %v: %w", h.to, err)
 	}
-	there, err := h.routes(mine.to)
+	there, err := h.routes(e.to)
 	if err != nil {
 		return fmt.Errorf("remove route to %v: read back: %w", h.to, err)
 	}
-	if slices.ContainsFunc(there, mine.same) {
+	if slices.ContainsFunc(there, e.same) {
 		return fmt.Errorf("remove route to %v: read back: %w", h.to, ErrNotThere)
 	}
-	h.mine = nil
+	h.mine = slices.DeleteFunc(slices.Clone(h.mine), e.same)
 	return nil
 }
 

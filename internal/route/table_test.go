@@ -22,11 +22,12 @@ type machine struct {
 	refused error  // adding is
 	faster  func() // somebody who acts just before we add
 	removed int
+	down    uint64 // an interface, whose routes are not told of
 }
 
 func (m *machine) routes(to netip.Prefix) (es []entry, err error) {
 	for _, e := range m.es {
-		if e.to == to {
+		if e.to == to && (m.down == 0 || e.link != m.down) {
 			es = append(es, e)
 		}
 	}
@@ -196,6 +197,40 @@ func TestHostRouteIsKept(t *testing.T) {
 	}
 	if len(m.es) != 3 {
 		t.Errorf("another's route was not left alone: %v", m.es)
+	}
+}
+
+// TestRouteOnInterfaceThatWasDown comes back with it, and is ours still.
+func TestRouteOnInterfaceThatWasDown(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		back bool // while we keep the route, not only at the end
+	}{{"back_before_the_end", true}, {"back_at_the_end", false}} {
+		t.Run(tc.name, func(t *testing.T) {
+			m := &machine{es: twoNICs()}
+			h := &hostRoute{table: m, to: service}
+			ensure := func(want string) {
+				t.Helper()
+				r, _, err := h.ensure()
+				if err != nil || r.String() != want {
+					t.Errorf("got %v, %v, want %s", r, err, want)
+				}
+			}
+			ensure("169.254.169.254 via 172.17.0.1 dev nic2")
+			m.down = 2
+			ensure("169.254.169.254 via 10.0.0.1 dev nic1")
+			if tc.back {
+				m.down = 0
+				ensure("169.254.169.254 via 172.17.0.1 dev nic2")
+			}
+			if err := h.remove(); err != nil {
+				t.Error(err)
+			}
+			m.down = 0
+			if diff := cmp.Diff(twoNICs(), m.es, cmp.AllowUnexported(entry{}), byValue()); diff != "" {
+				t.Errorf("left in the table (-want +got):\n%s", diff)
+			}
+		})
 	}
 }
 
