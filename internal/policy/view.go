@@ -2,6 +2,7 @@ package policy
 
 import (
 	"slices"
+	"strings"
 
 	"imdsgate/internal/imds"
 	"imdsgate/internal/workload"
@@ -34,10 +35,16 @@ type option struct {
 	*rule
 	key uint64 // see resourceKey; 0: for any
 	id  uint64 // see selectorKey; 0: for any, or for those that name none
+
+	// head is what an api-version must begin with; empty: anything, or one of several.
+	head string
 }
 
 func appendOptions(dst []option, r *rule, action int) []option {
 	o := option{rule: r}
+	if len(r.versions) == 1 {
+		o.head = r.versions[0].text[:r.versions[0].head]
+	}
 	if imds.TakesSelector(all[action]) {
 		o.id = selectorKey(r.identity.selector)
 	}
@@ -50,10 +57,11 @@ func appendOptions(dst []option, r *rule, action int) []option {
 	return dst
 }
 
-// skips reports whether the rule is certainly for other resources, or another
-// identity than the caller names.
+// skips reports whether the rule is certainly for other resources, another
+// identity than the caller names, or another version.
 func (o *option) skips(a *asked) bool {
-	return o.key != 0 && o.key != a.key || a.named && o.id != 0 && o.id != a.id
+	return o.key != 0 && o.key != a.key || a.named && o.id != 0 && o.id != a.id ||
+		o.head != "" && a.version[0] != "" && !strings.HasPrefix(a.version[0], o.head)
 }
 
 // View is what w, identified with proof, meets. A workload with members is decided
