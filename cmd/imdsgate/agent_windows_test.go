@@ -1,3 +1,5 @@
+//go:build !forwardonly
+
 package main
 
 import (
