@@ -378,6 +378,9 @@ func (w *windows) proxies(t *testing.T) {
 	if body := ask("/metadata/attested/document?api-version=2021-02-01"); !strings.Contains(body, "no rule allows identity.document") {
 		t.Errorf("got %.200s", body)
 	}
+	if _, err := p.Await(within(t), 0, func(line string) bool { return strings.Contains(line, `"action":"identity.document"`) }); err != nil {
+		t.Error(err) // lines are written behind the answers
+	}
 	if n := strings.Count(p.Output(), "address:"+w.first.Addr4.String()); n != 3 {
 		t.Errorf("the audit has %d lines of the caller, want 3:\n%s", n, p.Output())
 	}
