@@ -17,7 +17,7 @@ import (
 // A workload has Burst events by themselves, and Rate more each second. Beyond
 // that, events that differ in nothing but time, connection and size become one,
 // with Count and Until, handed on within a second. It tells 32 kinds of a flood
-// apart at a time; of further ones it keeps all but target and reason.
+// apart at a time; of further ones it keeps all but method, target, identity and reason.
 //
 // The fields are set before the first Record. Run hands on what waits.
 type Fold struct {
@@ -86,8 +86,9 @@ func (f *Fold) keep(e *Event) bool {
 	k := alikeOf(e)
 	first := x.kinds[k]
 	if first == nil && len(x.kinds) >= maxKinds {
-		k.target, k.reason = "", "more kinds of requests than are told apart in a flood"
-		e.Target, e.Reason = k.target, k.reason
+		// Nothing is left in it that a caller words.
+		k.verb, k.target, k.identity, k.reason = "", "", "", "more kinds of requests than are told apart in a flood"
+		e.Verb, e.Target, e.Identity, e.Reason = k.verb, k.target, k.identity, k.reason
 		first = x.kinds[k]
 	}
 	n := max(e.Count, 1)

@@ -107,6 +107,32 @@ func TestFloodOfManyKinds(t *testing.T) {
 	}
 }
 
+// Nor is whoever varies what else it words: the method, the identity.
+func TestFloodOfManyWords(t *testing.T) {
+	now := time.Unix(1000, 0)
+	for name, vary := range map[string]func(*audit.Event, int){
+		"method":   func(e *audit.Event, i int) { e.Verb = fmt.Sprint("M", i) },
+		"identity": func(e *audit.Event, i int) { e.Identity = fmt.Sprint("client_id=", i) },
+		"all": func(e *audit.Event, i int) {
+			e.Verb, e.Target, e.Identity, e.Reason = fmt.Sprint("M", i), fmt.Sprint("/", i), fmt.Sprint("object_id=", i), fmt.Sprint(i)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var r gathered
+			f := &audit.Fold{Sink: &r, Now: func() time.Time { return now }, Burst: 1, Rate: 1}
+			for i := range 1000 {
+				e := denied("noisy", "/t", now)
+				vary(&e, i)
+				f.Record(e)
+			}
+			f.Flush()
+			if lines, requests := r.count(of("noisy")); lines != 34 || requests != 1000 {
+				t.Errorf("%d lines for %d requests, want 34 for 1000", lines, requests)
+			}
+		})
+	}
+}
+
 // What differs in more than time and size is never put together.
 func TestOtherThingsStayApart(t *testing.T) {
 	now := time.Unix(1000, 0)
